@@ -1,0 +1,1 @@
+"""Lambda entry points: an event in, a response out, nothing else."""

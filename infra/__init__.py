@@ -1,0 +1,1 @@
+"""What surrounds the service: build, local stack, operator tools, benchmarks."""

@@ -1,0 +1,1 @@
+"""The service: what happens to a paid request, one room per idea."""

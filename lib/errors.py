@@ -1,0 +1,280 @@
+"""Every way a request can end badly, as one tree.
+
+    ServiceError
+    ├── RequestRejected                nothing was debited
+    │   ├── InvalidRequest       400   the sentence says what to change
+    │   ├── Unauthorized         401   one sentence for every cause
+    │   ├── InsufficientCredits  402   carries the balance
+    │   ├── NotFound             404   also for what belongs to somebody else
+    │   ├── GenerationInFlight   409   the same idempotency key is being worked on
+    │   ├── BodyTooLarge         413
+    │   ├── IdempotencyKeyReused 422   the same key came with another body
+    │   ├── RateLimited          429   the organisation's requests of this minute are used up
+    │   └── Busy                 429   no reservation could be made in time; try again
+    ├── GenerationFailed         500   after the reservation: the credits go back
+    │   ├── ContentRejected            Content policy violation
+    │   ├── NoImageReturned            The model returned no image
+    │   ├── ModelTimedOut              Image generation timed out
+    │   ├── ModelOverloaded            The image model is overloaded
+    │   ├── StorageFailed              The image could not be stored
+    │   ├── ModelUnavailable           Image generation is unavailable (an operator must act)
+    │   ├── ReservationLost            Image generation timed out (the reconciler refunded it)
+    │   └── UnexpectedFailure          Image generation is unavailable (a fault of ours)
+    └── ServiceUnavailable       500   something of ours did not answer, and nothing was debited
+
+``status``, ``code`` (sent as ``X-Error-Code``) and the public texts are the contract. An exception
+of this tree carries nothing that a customer or a log may not see: the cause stays behind it as
+``__cause__``.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BodyTooLarge",
+    "Busy",
+    "ContentRejected",
+    "GenerationFailed",
+    "GenerationInFlight",
+    "IdempotencyKeyReused",
+    "InsufficientCredits",
+    "InvalidRequest",
+    "ModelOverloaded",
+    "ModelTimedOut",
+    "ModelUnavailable",
+    "NoImageReturned",
+    "NotFound",
+    "RateLimited",
+    "RequestRejected",
+    "ReservationLost",
+    "ServiceError",
+    "ServiceUnavailable",
+    "StorageFailed",
+    "Unauthorized",
+    "UnexpectedFailure",
+]
+
+
+class ServiceError(Exception):
+    """An answer that is not a success: ``status``, ``code``, a JSON body and headers of its own."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    error: str = "Internal error"
+
+    def body(self) -> dict[str, object]:
+        """The JSON body of the answer."""
+        return {"error": self.error}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that this error adds to the answer."""
+        return {"X-Error-Code": self.code}
+
+
+class RequestRejected(ServiceError):
+    """Refused before anything was debited."""
+
+
+class InvalidRequest(RequestRejected):
+    """The request can't be understood; ``sentence`` tells the customer what to change."""
+
+    status = 400
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.error = sentence
+
+
+class Unauthorized(RequestRejected):
+    """The same words whether the key is missing, malformed, unknown, revoked or expired."""
+
+    status = 401
+    code = "unauthorized"
+    error = "Invalid or missing API key"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"WWW-Authenticate": "Bearer"}
+
+
+class InsufficientCredits(RequestRejected):
+    """The balance is below the price."""
+
+    status = 402
+    code = "insufficient_credits"
+    error = "Insufficient credits"
+
+    def __init__(self, required: int, remaining: int) -> None:
+        super().__init__(self.code)
+        self.required = required
+        self.remaining = remaining
+
+    def body(self) -> dict[str, object]:
+        return {
+            "error": self.error,
+            "creditsRequired": self.required,
+            "creditsRemaining": self.remaining,
+        }
+
+
+class NotFound(RequestRejected):
+    """No such thing, or it belongs to somebody else."""
+
+    status = 404
+    code = "not_found"
+    error = "Not found"
+
+
+class BodyTooLarge(RequestRejected):
+    """The body is over the limit and was not parsed."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(self.code)
+        self.error = f"The request body is larger than {limit_bytes // 1024} KiB"
+
+
+class IdempotencyKeyReused(RequestRejected):
+    """The idempotency key belongs to a request with another body."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    error = "This Idempotency-Key was used with a different request body"
+
+
+class _Later(RequestRejected):
+    """Refused now; worth trying again after ``retry_after_s`` whole seconds."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(self.code)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"Retry-After": str(self.retry_after_s)}
+
+
+class GenerationInFlight(_Later):
+    """A request with this idempotency key is still being worked on."""
+
+    status = 409
+    code = "generation_in_flight"
+    error = "A request with this Idempotency-Key is still in progress"
+
+
+class RateLimited(_Later):
+    """The organisation used up its requests of this minute."""
+
+    status = 429
+    code = "rate_limited"
+    error = "Too many requests for this organisation"
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        super().__init__(retry_after_s)
+        self.limit = limit
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {
+            "RateLimit": f'"default";r=0;t={self.retry_after_s}',
+            "RateLimit-Policy": f'"default";q={self.limit};w=60',
+        }
+
+
+class Busy(_Later):
+    """Too many requests of one organisation met at its account; nothing was debited."""
+
+    status = 429
+    code = "busy"
+    error = "Too many simultaneous requests, please retry"
+
+
+class GenerationFailed(ServiceError):
+    """A failure after the reservation. ``message`` is one of a closed list; the credits go back."""
+
+    status = 500
+    code = "generation_failed"
+    error = "Failed to generate image"
+    message: ClassVar[str]
+
+    def __init__(self, retry_after_s: int | None = None) -> None:
+        super().__init__(self.code)
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, object]:
+        return {"error": self.error, "message": self.message}
+
+    def headers(self) -> dict[str, str]:
+        headers = super().headers()
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return headers
+
+
+class ContentRejected(GenerationFailed):
+    """The prompt or the picture was refused: safety, blocklist, recitation or a block."""
+
+    code = "content_rejected"
+    message = "Content policy violation"
+
+
+class NoImageReturned(GenerationFailed):
+    """The model answered without a picture that can be used."""
+
+    code = "no_image"
+    message = "The model returned no image"
+
+
+class ModelTimedOut(GenerationFailed):
+    """No picture before the deadline."""
+
+    code = "model_timeout"
+    message = "Image generation timed out"
+
+
+class ModelOverloaded(GenerationFailed):
+    """The model has no capacity for us now (quota, overload, or a fault of its own)."""
+
+    code = "model_overloaded"
+    message = "The image model is overloaded"
+
+    def __init__(self, retry_after_s: int = 10) -> None:
+        super().__init__(retry_after_s)
+
+
+class StorageFailed(GenerationFailed):
+    """The object store did not take the picture."""
+
+    code = "storage_failed"
+    message = "The image could not be stored"
+
+
+class ModelUnavailable(GenerationFailed):
+    """The model refuses us (bad key, no permission, unknown model): an operator must act."""
+
+    code = "model_unavailable"
+    message = "Image generation is unavailable"
+
+
+class ReservationLost(GenerationFailed):
+    """The reconciler refunded this generation while it was being worked on; its picture is gone."""
+
+    code = "reservation_lost"
+    message = "Image generation timed out"
+
+
+class UnexpectedFailure(GenerationFailed):
+    """A fault of ours after the debit. It is refunded like any other."""
+
+    code = "internal_error"
+    message = "Image generation is unavailable"
+
+
+class ServiceUnavailable(ServiceError):
+    """A service that we need did not answer, and nothing was debited."""
+
+    status = 500
+    code = "service_unavailable"
+    error = "Failed to generate image"
+
+    def body(self) -> dict[str, object]:
+        return {"error": self.error, "message": "Image generation is unavailable"}

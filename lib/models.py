@@ -1,0 +1,126 @@
+"""What customers send and receive, and the price.
+
+The strings and figures are the product reference's. Field names are the wire's, in camelCase.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lib.errors import BodyTooLarge, InvalidRequest
+
+__all__ = [
+    "CREDITS_PER_IMAGE",
+    "MAX_BODY_BYTES",
+    "MAX_PROMPT_CHARACTERS",
+    "PNG_MIME_TYPE",
+    "AspectRatio",
+    "CreditsResponse",
+    "GenerateRequest",
+    "GenerateResponse",
+    "parse_generate_request",
+]
+
+CREDITS_PER_IMAGE: Literal[5] = 5
+PNG_MIME_TYPE: Literal["image/png"] = "image/png"
+MAX_BODY_BYTES = 64 * 1024
+MAX_PROMPT_CHARACTERS = 4_000
+
+
+class AspectRatio(StrEnum):
+    """Width to height of the picture: the ten that the product sells."""
+
+    SQUARE = "1:1"
+    PORTRAIT_2_3 = "2:3"
+    LANDSCAPE_3_2 = "3:2"
+    PORTRAIT_3_4 = "3:4"
+    LANDSCAPE_4_3 = "4:3"
+    PORTRAIT_4_5 = "4:5"
+    LANDSCAPE_5_4 = "5:4"
+    PORTRAIT_9_16 = "9:16"
+    LANDSCAPE_16_9 = "16:9"
+    ULTRA_WIDE_21_9 = "21:9"
+
+    @property
+    def width_over_height(self) -> float:
+        """The ratio as one number: 16:9 is 1.78."""
+        width, height = self.value.split(":")
+        return int(width) / int(height)
+
+
+class _WireModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class GenerateRequest(_WireModel):
+    """The body of ``POST /api/v1/models/gemini/generate``. Unknown fields are ignored."""
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="Text description of the image to generate",
+    )
+    aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
+        default=AspectRatio.SQUARE, description="Width to height of the image"
+    )
+
+
+class GenerateResponse(_WireModel):
+    """The body of a 200: exactly these four fields."""
+
+    imageUrl: str = Field(description="Public URL of the image")  # noqa: N815 - the wire's name
+    mimeType: Literal["image/png"] = PNG_MIME_TYPE  # noqa: N815 - the wire's name
+    creditsCharged: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
+    durationMs: int = Field(ge=0, description="Milliseconds it took")  # noqa: N815 - the wire's name
+
+
+class CreditsResponse(_WireModel):
+    """The body of ``GET /api/v1/billing/credits``."""
+
+    credits: int = Field(ge=0, description="The organisation's balance")
+    creditsPerImage: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
+
+
+def parse_generate_request(body: bytes) -> GenerateRequest:
+    """The request in ``body``, UTF-8 JSON of at most ``MAX_BODY_BYTES``.
+
+    Raises:
+        BodyTooLarge: before anything is parsed.
+        InvalidRequest: with one sentence that says what to change.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(MAX_BODY_BYTES)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise InvalidRequest("invalid_encoding", "The request body must be UTF-8 text") from fault
+    try:
+        fields = from_json(text, allow_inf_nan=False)
+    except ValueError as fault:
+        raise InvalidRequest("invalid_json", "The request body must be valid JSON") from fault
+    if not isinstance(fields, dict):
+        raise InvalidRequest("invalid_json", "The request body must be a JSON object")
+    return _request_of(fields)
+
+
+def _request_of(fields: dict[str, object]) -> GenerateRequest:
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(
+            "prompt_too_long",
+            f"The prompt is {len(prompt)} characters long; the limit is {MAX_PROMPT_CHARACTERS}",
+        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return GenerateRequest.model_validate(given)
+    except ValidationError as fault:
+        if any(error["loc"] == ("aspectRatio",) for error in fault.errors()):
+            choices = ", ".join(AspectRatio)
+            sentence = f"Invalid aspectRatio: use one of {choices}"
+            raise InvalidRequest("invalid_aspect_ratio", sentence) from fault
+        sentence = "The prompt must be valid Unicode text"
+        raise InvalidRequest("invalid_prompt", sentence) from fault

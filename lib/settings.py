@@ -1,0 +1,64 @@
+"""The environment, read once into one frozen object; nothing else of ours reads it.
+
+The SDKs' own variables (``AWS_REGION``, ``AWS_ENDPOINT_URL_DYNAMODB``, ``GOOGLE_GEMINI_BASE_URL``,
+``POWERTOOLS_SERVICE_NAME`` and the like) stay the SDKs' business.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings"]
+
+DEFAULT_MODEL = "gemini-3.1-flash-lite-image"
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+class MissingSettingError(Exception):
+    """A variable that the function can't do without is not set: a fault of the deployment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator configures. ``template.yaml`` sets every one of these."""
+
+    credits_table: str
+    image_bucket: str
+    image_base_url: str
+    org_secret_prefix: str
+    gemini_api_key_secret: str
+    gemini_model: str = DEFAULT_MODEL
+    image_key_suffix: bool = False
+    storage_endpoint_url: str | None = None
+    storage_credentials_secret: str | None = None
+    jobs_queue_url: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Reads the variables of DESIGN's settings table.
+
+        Raises:
+            MissingSettingError: a required one is absent or empty.
+        """
+
+        def required(name: str) -> str:
+            value = environment.get(name, "").strip()
+            if not value:
+                raise MissingSettingError(f"the environment variable {name} is not set")
+            return value
+
+        def optional(name: str) -> str | None:
+            return environment.get(name, "").strip() or None
+
+        return cls(
+            credits_table=required("CREDITS_TABLE"),
+            image_bucket=required("IMAGE_BUCKET"),
+            image_base_url=required("IMAGE_BASE_URL").rstrip("/"),
+            org_secret_prefix=required("ORG_SECRET_PREFIX"),
+            gemini_api_key_secret=required("GEMINI_API_KEY_SECRET"),
+            gemini_model=optional("GEMINI_MODEL") or DEFAULT_MODEL,
+            image_key_suffix=environment.get("IMAGE_KEY_SUFFIX", "").strip().lower() in _TRUE,
+            storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
+            storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
+            jobs_queue_url=optional("JOBS_QUEUE_URL"),
+        )
