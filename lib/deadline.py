@@ -29,6 +29,10 @@ class Deadline:
         """Whether no time is left."""
         return self.remaining_s() <= 0.0
 
+    def within(self, seconds: float) -> "Deadline":
+        """A deadline at most ``seconds`` from now, and not after this one."""
+        return Deadline(min(seconds, self.remaining_s()), self._clock)
+
     def sooner_by(self, seconds: float) -> "Deadline":
         """A deadline that ends ``seconds`` before this one."""
         return Deadline(max(0.0, self.remaining_s() - seconds), self._clock)

@@ -1,7 +1,7 @@
 """The environment, read once into one frozen object; nothing else of ours reads it.
 
 The SDKs' own variables (``AWS_REGION``, ``AWS_ENDPOINT_URL_DYNAMODB``, ``GOOGLE_GEMINI_BASE_URL``,
-``POWERTOOLS_SERVICE_NAME`` and the like) stay the SDKs' business.
+``POWERTOOLS_LOG_LEVEL`` and the like) stay the SDKs' business.
 """
 
 import os
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 __all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings"]
 
 DEFAULT_MODEL = "gemini-3.1-flash-lite-image"
+DEFAULT_SERVICE = "gemini-generate"
+DEFAULT_NAMESPACE = "GeminiGenerate"
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
@@ -32,6 +34,8 @@ class Settings:
     storage_endpoint_url: str | None = None
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
+    service_name: str = DEFAULT_SERVICE
+    metrics_namespace: str = DEFAULT_NAMESPACE
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -61,4 +65,6 @@ class Settings:
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
+            service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,
+            metrics_namespace=optional("POWERTOOLS_METRICS_NAMESPACE") or DEFAULT_NAMESPACE,
         )

@@ -1,0 +1,67 @@
+"""API Gateway's HTTP API events (payload 2.0) as requests, and answers as its responses."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lib.errors import BodyTooLarge, InvalidRequest, ServiceError
+from lib.models import MAX_BODY_BYTES
+
+__all__ = ["Event", "Response", "body_of", "failure", "header", "request_id", "success"]
+
+Event = Mapping[str, Any]
+Response = dict[str, Any]
+
+
+def header(event: Event, name: str) -> str | None:
+    """The value of a request header; API Gateway sends the names in lower case."""
+    value = (event.get("headers") or {}).get(name)
+    return None if value is None else str(value)
+
+
+def request_id(event: Event) -> str:
+    """API Gateway's id of this request: what a customer quotes to support."""
+    return str(event["requestContext"]["requestId"])
+
+
+def body_of(event: Event) -> bytes:
+    """The request's body; API Gateway sends it as text or as base64.
+
+    Raises:
+        BodyTooLarge: measured before anything is decoded or parsed.
+        InvalidRequest: the base64 is broken.
+    """
+    body = event.get("body") or ""
+    if not event.get("isBase64Encoded"):
+        return _bounded(body.encode("utf-8", "surrogatepass"))
+    if len(body) > MAX_BODY_BYTES * 4 / 3 + 4:
+        raise BodyTooLarge(MAX_BODY_BYTES)
+    try:
+        return _bounded(base64.b64decode(body, validate=True))
+    except binascii.Error as fault:
+        raise InvalidRequest("invalid_base64", "The request body must be valid base64") from fault
+
+
+def success(
+    status: int, body: Mapping[str, object], request: str, headers: Mapping[str, str]
+) -> Response:
+    """An answer with a JSON body."""
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": "application/json", "X-Request-Id": request, **headers},
+        "body": json.dumps(body, separators=(",", ":")),
+        "isBase64Encoded": False,
+    }
+
+
+def failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
+    """The answer that an error of ours stands for."""
+    return success(error.status, error.body(), request, {**error.headers(), **headers})
+
+
+def _bounded(body: bytes) -> bytes:
+    if len(body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(MAX_BODY_BYTES)
+    return body

@@ -1,0 +1,168 @@
+"""``python -m infra.local``: the whole service on this machine, until Ctrl-C.
+
+Reads ``PORT`` (8000 unless set), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
+``GEMINI_MODEL``. Writes the API key to ``.local/api-key`` while it runs, and what the functions log
+to ``.local/service.log``, both under the current directory.
+"""
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from infra.local.http_server import HttpServer
+
+if TYPE_CHECKING:
+    from infra.local.stack import LocalStack
+
+DEFAULT_PORT = "8000"
+LAST_PORT = 65_535
+DIRECTORY = Path(".local")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _CannotStart(Exception):
+    """Its message is one sentence for the person at the terminal."""
+
+
+def main() -> int:
+    """Runs the stack; the exit status."""
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        with _listening(os.environ.get("PORT", DEFAULT_PORT)) as server:
+            _run(server, terminal=sys.stdout)
+    except _CannotStart as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # Once is enough: a second Ctrl-C must not interrupt the cleaning up after the first.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _listening(port: str) -> HttpServer:
+    """Takes the port first: all the rest is in vain without it."""
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= LAST_PORT):
+        raise _CannotStart(f"PORT must be a number from 1 to {LAST_PORT}, not {port!r}.")
+    try:
+        return HttpServer(int(port))
+    except OSError as fault:
+        if fault.errno == errno.EADDRINUSE:
+            sentence = f"Port {port} is in use; stop what uses it, or choose another with PORT=..."
+        elif fault.errno == errno.EACCES:
+            sentence = f"Port {port} needs privileges; choose one from 1024 on with PORT=..."
+        else:
+            sentence = f"Port {port} can't be listened on: {os.strerror(fault.errno or 0)}."
+        raise _CannotStart(sentence) from fault
+
+
+def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
+    say = _Terminal(terminal)
+    say.line("Starting ...")
+    log_path = DIRECTORY / "service.log"
+    with _private_file(log_path) as log, contextlib.redirect_stdout(log):
+        # Imported only now: the port is known to be free, and what the functions log to standard
+        # output goes to the file.
+        from infra.local.stack import LocalStack  # noqa: PLC0415
+
+        key = os.environ.get("GEMINI_API_KEY", "").strip() or None
+        with (
+            LocalStack(server=server, gemini_api_key=key, log=say.line) as stack,
+            _key_file(DIRECTORY / "api-key", stack.api_key) as key_path,
+        ):
+            say.line(_introduction(stack, key_path, log_path))
+            while True:
+                signal.pause()
+
+
+def _introduction(stack: "LocalStack", key_path: Path, log_path: Path) -> str:
+    from infra.local.stack import FIRST_CREDITS  # noqa: PLC0415 - as above
+
+    authorization = shlex.quote(f"Authorization: Bearer {stack.api_key}")
+    prompt = "A log cabin by a frozen mountain lake at dusk, smoke rising from the chimney"
+    body = f'{{"prompt": "{prompt}", "aspectRatio": "16:9"}}'
+    if stack.stand_in is None:
+        model = "Google is called, with your GEMINI_API_KEY and at your cost"
+        failures = ""
+    else:
+        model = "a stand-in that paints; set GEMINI_API_KEY to call Google instead"
+        failures = _FAILURES.format(python=_python())
+    return f"""
+  URL           {stack.url}
+  API key       {stack.api_key}
+                {FIRST_CREDITS} credits; also in {key_path}, and valid until this ends
+  Model         {model}
+  Service log   {log_path}
+
+Generate an image (5 credits), then look at the balance:
+
+  curl -sS {stack.url}/api/v1/models/gemini/generate -H {authorization} \
+-H 'Content-Type: application/json' -d {shlex.quote(body)}
+
+  curl -sS {stack.url}/api/v1/billing/credits -H {authorization}
+{failures}
+Everything is in memory and ends with Ctrl-C. Requests:
+"""
+
+
+_FAILURES = """
+Write [fail:safety], [fail:overloaded], [fail:cut-image] or [fail:hang] into the prompt to see how
+a failure ends: the credits come back. All of them:
+
+  {python} -m infra.local.gemini_stand_in --help
+"""
+
+
+def _python() -> str:
+    executable = Path(sys.executable)
+    inside = executable.is_relative_to(Path.cwd())
+    return str(executable.relative_to(Path.cwd()) if inside else executable)
+
+
+class _Terminal:
+    """Lines for a person, from any thread."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def line(self, text: str) -> None:
+        # A terminal that was closed must not make requests fail.
+        with contextlib.suppress(OSError):
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _key_file(path: Path, key: str) -> Iterator[Path]:
+    """``path`` with the key in it; it goes when the key dies."""
+    with _private_file(path) as stream:
+        stream.write(key + "\n")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _private_file(path: Path) -> TextIO:
+    """An empty file that only its owner can read, in a directory of the same kind."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.parent.chmod(0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

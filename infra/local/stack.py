@@ -1,0 +1,264 @@
+"""The whole service in this process: embedded AWS, Gemini stand-in, gateway, schedules.
+
+What is deployed is read from ``template.yaml``: the table, the functions with their handlers,
+timeouts and variables, the routes, the schedules, CORS. The handlers are the real ones; only the
+addresses in their environment lead to this machine.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from infra.local.aws import EmbeddedAws
+from infra.local.functions import LocalFunction, Schedule
+from infra.local.gateway import IMAGES_PATH, Gateway, ImageSource
+from infra.local.gemini_stand_in import GeminiStandIn
+from infra.local.http_server import HttpServer, Response
+from infra.template import Function, Template
+from lib.api_keys import KeyRing
+from lib.deadline import Deadline
+from lib.ledger import Ledger
+from lib.ledger_rows import Grant
+from lib.table import Table
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["FIRST_CREDITS", "ORGANISATION", "LocalStack", "StackError"]
+
+ORGANISATION = "demo"
+FIRST_CREDITS = 100
+SETUP_TAKES_S = 10.0
+DRAIN_S = 0.5
+# Whoever runs this may have an AWS account and a Google key of their own: nothing of that gets in.
+_FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "MOTO_")
+_OF_GOOGLE = ("GEMINI_MODEL", "GOOGLE_GEMINI_BASE_URL")
+_IMAGE_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+class StackError(Exception):
+    """The template asks for something that the local stack can't give."""
+
+
+class LocalStack:
+    """The service on ``http://127.0.0.1:<port>``, with one organisation that has 100 credits.
+
+    All state is in memory. While it runs, ``os.environ`` leads the handlers to it; so one process
+    runs one stack at a time.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        latency_s: float = 1.5,
+        gemini_api_key: str | None = None,
+        server: HttpServer | None = None,
+        log: Callable[[str], None] = lambda _line: None,
+        template: Template | None = None,
+    ) -> None:
+        """Takes ``port`` (0: any), or the port that ``server`` has taken already.
+
+        The stand-in answers after ``latency_s``; with ``gemini_api_key`` Google is called instead.
+        ``log`` gets one line per request.
+
+        Raises:
+            OSError: the port is taken or not allowed.
+        """
+        self._server = server or HttpServer(port)
+        self._template = template or Template.from_file()
+        self._gemini_api_key = gemini_api_key
+        self._log = log
+        self._schedules: list[Schedule] = []
+        self._functions: dict[str, LocalFunction] = {}
+        self._undo = contextlib.ExitStack()
+        self.url = self._server.url
+        self.organisation = ORGANISATION
+        self.api_key = ""
+        self.aws = EmbeddedAws()
+        self.table = "credits"
+        # All stacks of a process share the names of buckets.
+        self.bucket = f"images-{self.aws.account_id}"
+        self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Brings everything up and opens the organisation's account.
+
+        Raises:
+            StackError: the template asks for something that is not known here.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends everything within about two seconds, and gives the environment back."""
+        for schedule in self._schedules:
+            schedule.stop()
+        # The model goes first, so that the requests that wait for it end with a refund.
+        if self.stand_in is not None:
+            self.stand_in.stop()
+        self._server.stop()
+        ends_at = time.monotonic() + DRAIN_S
+        for function in self._functions.values():
+            function.drain(ends_at)
+        self._undo.close()
+        self.aws.stop()
+
+    def open_account(self, organisation: str, credits_: int) -> str:
+        """A new organisation with ``credits_`` credits; returns an API key of it."""
+        deadline = Deadline(SETUP_TAKES_S)
+        ledger = Ledger(Table(self.aws.client("dynamodb"), self.table))
+        ledger.create_account(organisation, deadline)
+        if credits_:
+            grant = Grant("welcome", credits_, "To begin with", "local stack", int(time.time()))
+            ledger.grant(organisation, grant, deadline)
+        keys = KeyRing(self.aws.client("secretsmanager"), os.environ["ORG_SECRET_PREFIX"])
+        return keys.issue(organisation).key
+
+    def _start(self) -> None:
+        self.aws.start()
+        if self.stand_in is not None:
+            self.stand_in.start()
+        definitions = self._template.functions()
+        self._undo.enter_context(_environment(self._variables(definitions)))
+        self._fill_aws()
+        self._functions = {each.name: _function(each) for each in definitions}
+        self._undo.enter_context(_warm([_module(each) for each in definitions]))
+        for definition in definitions:
+            for period_s in definition.schedules_s:
+                schedule = Schedule(self._functions[definition.name], period_s)
+                schedule.start()
+                self._schedules.append(schedule)
+        gateway = Gateway(
+            routes=[
+                (route, self._functions[definition.name])
+                for definition in definitions
+                for route in definition.routes
+            ],
+            cors=self._template.cors(),
+            images=_image_source(self.aws.client("s3"), self.bucket),
+            log=self._log,
+        )
+        self.api_key = self.open_account(self.organisation, FIRST_CREDITS)
+        self._server.start(gateway.respond)
+
+    def _fill_aws(self) -> None:
+        self.aws.create_table(self.table, self._template)
+        self.aws.create_bucket(self.bucket)
+        key = self._gemini_api_key or "any-key-will-do-for-the-stand-in"
+        self.aws.create_secret(os.environ["GEMINI_API_KEY_SECRET"], key)
+
+    def _variables(self, definitions: Iterable[Function]) -> dict[str, str]:
+        """What the functions are to find in their environment, by the names in the template."""
+        here = {
+            "CREDITS_TABLE": self.table,
+            "IMAGE_BUCKET": self.bucket,
+            "IMAGE_BASE_URL": self.url + IMAGES_PATH.rstrip("/"),
+        }
+        variables: dict[str, str] = {}
+        for definition in definitions:
+            for name, written in definition.environment.items():
+                value = here.get(name) or self._template.literal(written)
+                if value is None:
+                    raise StackError(f"nothing is known here for the variable {name}")
+                variables[name] = value
+        own_choice = {name: os.environ[name] for name in _OF_GOOGLE if name in os.environ}
+        if self.stand_in is not None:
+            own_choice["GOOGLE_GEMINI_BASE_URL"] = self.stand_in.url
+        return variables | own_choice | dict(self.aws.environment())
+
+
+def _module(definition: Function) -> ModuleType:
+    return importlib.import_module(definition.handler.rpartition(".")[0])
+
+
+def _function(definition: Function) -> LocalFunction:
+    handler = getattr(_module(definition), definition.handler.rpartition(".")[2])
+    return LocalFunction(definition.name, handler, definition.timeout_s, definition.memory_mb)
+
+
+def _image_source(s3: "S3Client", bucket: str) -> ImageSource:
+    def image(key: str) -> Response | None:
+        # Only what the service itself can have stored; anything else, "../" above all, is nothing.
+        if not _IMAGE_KEY.fullmatch(key):
+            return None
+        try:
+            stored = s3.get_object(Bucket=bucket, Key=key)
+        except s3.exceptions.NoSuchKey:
+            return None
+        headers = {
+            "content-type": stored.get("ContentType"),
+            "cache-control": stored.get("CacheControl"),
+            "etag": stored.get("ETag"),
+        }
+        known = tuple((name, value) for name, value in headers.items() if value)
+        return Response(200, known, stored["Body"].read())
+
+    return image
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Makes ``os.environ`` that of the functions, and afterwards what it was before."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_FOREIGN):
+            del os.environ[name]
+    os.environ.update(variables)
+    for name in ("NO_PROXY", "no_proxy"):
+        own = [before[name]] if before.get(name) else []
+        os.environ[name] = ",".join([*own, "127.0.0.1"])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _warm(modules: Sequence[ModuleType]) -> Iterator[None]:
+    """The handlers' clients, built for this environment; forgotten afterwards.
+
+    A handler builds its clients in ``service``, once a process. It is called here, because the
+    first request of a Lambda environment comes alone and here a hundred may come at once.
+    """
+    _forget_clients(modules)
+    for module in modules:
+        module.service()
+    try:
+        yield
+    finally:
+        _forget_clients(modules)
+
+
+def _forget_clients(modules: Sequence[ModuleType]) -> None:
+    if not any(module.service.cache_info().currsize for module in modules):
+        return
+    # They have no end of their own, as Lambda ends the process: idle connections end with them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for module in modules:
+            module.service.cache_clear()
+        gc.collect()

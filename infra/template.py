@@ -1,0 +1,248 @@
+"""What the rest of ``infra`` needs to know from ``template.yaml``, so that it is written down once.
+
+The local stack, the tests and the benchmarks take the table, the routes, the handlers, the
+timeouts and the schedules from here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+__all__ = [
+    "PROJECT_ROOT",
+    "TEMPLATE_PATH",
+    "Cors",
+    "Function",
+    "Route",
+    "Template",
+    "TemplateError",
+    "parse",
+]
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE_PATH = PROJECT_ROOT / "template.yaml"
+
+# What CloudFormation's table and DynamoDB's CreateTable have in common, in the same form.
+_TABLE_PROPERTIES = (
+    "AttributeDefinitions",
+    "KeySchema",
+    "BillingMode",
+    "GlobalSecondaryIndexes",
+)
+_RATE = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
+_SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
+# Lambda's own, for a function that says nothing.
+_DEFAULT_TIMEOUT_S = 3
+_DEFAULT_MEMORY_MB = 128
+
+
+class TemplateError(Exception):
+    """The template doesn't have what is asked of it, or in a form that isn't understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One ``HttpApi`` event: ``path`` may hold parameters, as in ``/things/{id}``."""
+
+    method: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function. ``handler`` is ``module.attribute``; each schedule is a period in seconds.
+
+    ``environment`` holds the values as the template writes them: text, or an intrinsic function
+    such as ``{"Ref": "CreditsTable"}``.
+    """
+
+    name: str
+    handler: str
+    timeout_s: int
+    memory_mb: int
+    environment: Mapping[str, object]
+    routes: tuple[Route, ...]
+    schedules_s: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """The ``CorsConfiguration`` of the HTTP API. Header names are lower-case."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...]
+    headers: tuple[str, ...]
+    expose: tuple[str, ...]
+    max_age_s: int
+
+
+class Template:
+    """A parsed SAM template; intrinsic functions are kept as data and never evaluated."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
+
+    @classmethod
+    def from_file(cls, path: Path = TEMPLATE_PATH) -> Self:
+        """Reads a template.
+
+        Raises:
+            TemplateError: it is not YAML, or has no resources.
+            OSError: it can't be read.
+        """
+        return cls(parse(path.read_text(encoding="utf-8")))
+
+    def functions(self) -> tuple[Function, ...]:
+        """All functions, in the template's order, with ``Globals`` applied."""
+        return tuple(
+            self._function(name, properties)
+            for name, properties in self._of_type("AWS::Serverless::Function")
+        )
+
+    def literal(self, value: object) -> str | None:
+        """A value that needs no deployment to be known: text, or a parameter's default."""
+        if isinstance(value, str):
+            return value
+        name = value.get("Ref") if isinstance(value, Mapping) else None
+        default = self._document.get("Parameters", {}).get(name, {}).get("Default")
+        return None if default is None else str(default)
+
+    def table_definition(self, table_name: str, resource: str = "CreditsTable") -> dict[str, Any]:
+        """The arguments of boto3's ``create_table`` for the table ``resource``.
+
+        Raises:
+            TemplateError: there is no such table.
+        """
+        properties = self._properties(resource, "AWS::DynamoDB::Table")
+        wanted = {name: properties[name] for name in _TABLE_PROPERTIES if name in properties}
+        return {"TableName": table_name} | wanted
+
+    def expiry_attribute(self, resource: str = "CreditsTable") -> str:
+        """The attribute with the epoch seconds after which the table ``resource`` drops an item.
+
+        Raises:
+            TemplateError: there is no such table, or it keeps its items for ever.
+        """
+        properties = self._properties(resource, "AWS::DynamoDB::Table")
+        specification = properties.get("TimeToLiveSpecification", {})
+        if not specification.get("Enabled"):
+            raise TemplateError(f"{resource} has no enabled TimeToLiveSpecification")
+        return str(specification["AttributeName"])
+
+    def cors(self, resource: str = "HttpApi") -> Cors:
+        """How the HTTP API ``resource`` answers other origins.
+
+        Raises:
+            TemplateError: there is no such API, or it answers none.
+        """
+        properties = self._properties(resource, "AWS::Serverless::HttpApi")
+        if "CorsConfiguration" not in properties:
+            raise TemplateError(f"{resource} has no CorsConfiguration")
+        configuration = properties["CorsConfiguration"]
+        return Cors(
+            origins=tuple(configuration["AllowOrigins"]),
+            methods=tuple(configuration["AllowMethods"]),
+            headers=tuple(name.lower() for name in configuration["AllowHeaders"]),
+            expose=tuple(name.lower() for name in configuration["ExposeHeaders"]),
+            max_age_s=int(configuration["MaxAge"]),
+        )
+
+    def _of_type(self, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for name, resource in self._document["Resources"].items():
+            if resource["Type"] == kind:
+                yield name, resource.get("Properties", {})
+
+    def _properties(self, name: str, kind: str) -> Mapping[str, Any]:
+        for found, properties in self._of_type(kind):
+            if found == name:
+                return properties
+        raise TemplateError(f"the template has no {kind} called {name}")
+
+    def _function(self, name: str, own: Mapping[str, Any]) -> Function:
+        shared = self._document.get("Globals", {}).get("Function", {})
+        properties = {**shared, **own}
+        events = list(own.get("Events", {}).values())
+        return Function(
+            name=name,
+            handler=properties["Handler"],
+            timeout_s=_whole_number(name, "Timeout", properties, _DEFAULT_TIMEOUT_S),
+            memory_mb=_whole_number(name, "MemorySize", properties, _DEFAULT_MEMORY_MB),
+            environment=_variables(shared) | _variables(own),
+            routes=tuple(
+                Route(event["Properties"]["Method"].upper(), event["Properties"]["Path"])
+                for event in events
+                if event["Type"] == "HttpApi"
+            ),
+            schedules_s=tuple(
+                _period_s(event["Properties"]["Schedule"])
+                for event in events
+                if event["Type"] == "Schedule"
+            ),
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, plus CloudFormation's short forms as their long ones.
+
+    A date stays the text that was written: CloudFormation knows no dates.
+    """
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The template as plain data: ``!Ref A`` becomes ``{"Ref": "A"}``.
+
+    Raises:
+        TemplateError: it is not YAML, or has no resources.
+    """
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as fault:
+        raise TemplateError("the template is not YAML") from fault
+    if not isinstance(document, dict) or not isinstance(document.get("Resources"), dict):
+        raise TemplateError("the template has no Resources")
+    return document
+
+
+def _intrinsic(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
+    value: Any
+    if isinstance(node, yaml.ScalarNode):
+        value = loader.construct_scalar(node)
+    elif isinstance(node, yaml.SequenceNode):
+        value = loader.construct_sequence(node, deep=True)
+    elif isinstance(node, yaml.MappingNode):
+        value = loader.construct_mapping(node, deep=True)
+    else:
+        raise TemplateError(f"!{suffix} stands before something that has no value")
+    if suffix == "GetAtt" and isinstance(value, str):
+        value = value.split(".", 1)
+    return {suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}": value}
+
+
+def _as_written(loader: _Loader, node: yaml.ScalarNode) -> object:
+    return loader.construct_scalar(node)
+
+
+_Loader.add_multi_constructor("!", _intrinsic)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
+
+
+def _variables(properties: Mapping[str, Any]) -> dict[str, object]:
+    return dict(properties.get("Environment", {}).get("Variables", {}))
+
+
+def _whole_number(name: str, key: str, properties: Mapping[str, Any], default: int) -> int:
+    value = properties.get(key, default)
+    if not isinstance(value, int):
+        raise TemplateError(f"{name}: {key} must be a whole number")
+    return value
+
+
+def _period_s(schedule: object) -> int:
+    match = _RATE.fullmatch(schedule) if isinstance(schedule, str) else None
+    if match is None:
+        raise TemplateError(f"{schedule}: only rate(...) schedules are understood")
+    return int(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,1 @@
+"""What ``make verify`` runs the tests on: DynamoDB Local and Lambda's own runtime loop."""

@@ -1,0 +1,112 @@
+"""Amazon's own DynamoDB Local: its conditional writes and transactions are atomic under threads.
+
+It never answers ``TransactionConflict``, which DynamoDB does under contention.
+"""
+
+import os
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from botocore.config import Config
+
+from infra.local.aws import REGION
+from infra.verify import tools
+from infra.verify.child import Child, NotReadyError
+from lib.clients import CONNECT_S, DYNAMODB_READ_S, MAX_CONNECTIONS
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+__all__ = ["DynamoDbLocal"]
+
+_CONFIGURATION = Path(__file__).with_name("dynamodb_local.xml")
+_HEAP = "-Xmx512m"
+_START_TAKES_S = 60.0
+_STARTED = re.compile(r"Started ServerConnector@.*\{127\.0\.0\.1:(\d+)\}")
+
+
+class DynamoDbLocal:
+    """One empty DynamoDB on a free port of 127.0.0.1, in memory, until ``stop``."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._directory = TemporaryDirectory(prefix="dynamodb-local-")
+        self._child: Child | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when it answers.
+
+        Raises:
+            ToolMissingError: it is not installed.
+            NotReadyError: it does not come up.
+        """
+        home = tools.dynamodb_local()
+        command = [
+            tools.java(),
+            _HEAP,
+            "-Dorg.eclipse.jetty.LEVEL=INFO",
+            f"-Djava.library.path={home / 'DynamoDBLocal_lib'}",
+            "-classpath",
+            f"{home / 'DynamoDBLocal.jar'}{os.pathsep}{home / 'DynamoDBLocal_lib'}/*",
+            "org.eclipse.jetty.xml.XmlConfiguration",
+            "port=0",
+            str(_CONFIGURATION),
+        ]
+        directory = Path(self._directory.name)
+        child = Child(command, os.environ, directory, directory / "log")
+        self._child = child
+        try:
+            child.wait_until(lambda: _port(child) is not None, _START_TAKES_S)
+        except NotReadyError:
+            self.stop()
+            raise
+        self.url = f"http://127.0.0.1:{_port(child)}"
+
+    def stop(self) -> None:
+        """Ends it; all tables are gone."""
+        if self._child is not None:
+            self._child.stop()
+        self._directory.cleanup()
+
+    def client(self) -> "DynamoDBClient":
+        """A client that waits and retries as the service's own; its credentials choose the tables.
+
+        DynamoDB Local keeps a database for each access key and region; this one is the embedded
+        AWS's.
+        """
+        config = Config(
+            connect_timeout=CONNECT_S,
+            read_timeout=DYNAMODB_READ_S,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=MAX_CONNECTIONS,
+            proxies={},
+        )
+        return boto3.client(
+            "dynamodb",
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",  # noqa: S106 - nobody checks it
+            config=config,
+        )
+
+
+def _port(child: Child) -> int | None:
+    started = _STARTED.search(child.last_words())
+    return None if started is None else int(started[1])

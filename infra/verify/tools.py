@@ -1,0 +1,260 @@
+"""Installs what ``make verify`` needs under ``.build/tools``, once, and says where it is.
+
+    python -m infra.verify.tools
+
+Each download is pinned to a version and checked against a hash.
+"""
+
+import base64
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from infra.template import PROJECT_ROOT
+
+__all__ = ["ToolMissingError", "dynamodb_local", "emulator", "java", "packages", "python313"]
+
+TOOLS = PROJECT_ROOT / ".build" / "tools"
+REQUIREMENTS = PROJECT_ROOT / "infra" / "requirements"
+
+# An npm package of Amazon's that carries DynamoDB Local 1.25.1.
+SIMULATOR = "amplify-dynamodb-simulator"
+SIMULATOR_VERSION = "2.9.30"
+SIMULATOR_SHA512 = (
+    "xTeeRLvzEfqyd5lh3bH4c0kHvSHHmmhD5ZDsHFKAQ5g2Zl6JqlFdutaQhCLHzxEp6Ry1o7TB6niIoXuQAnSewQ=="
+)
+_JAVA_AT_LEAST = 17
+_EMULATORS = {
+    "x86_64": "samcli/local/rapid/aws-lambda-rie-x86_64",
+    "aarch64": "samcli/local/rapid/aws-lambda-rie-arm64",
+}
+_COMMAND_TAKES_S = 600
+_QUICK_S = 30
+
+
+class ToolMissingError(Exception):
+    """Something is not on this machine; the sentence says what, and how to get it."""
+
+
+def dynamodb_local() -> Path:
+    """The directory with ``DynamoDBLocal.jar``.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_dynamodb_local())
+
+
+def emulator() -> Path:
+    """Lambda's runtime interface emulator, an executable.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_emulator()) / "aws-lambda-rie"
+
+
+def python313() -> Path:
+    """A Python 3.13 with nothing but Lambda's runtime interface client, as on Lambda.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_python313()) / "bin" / "python"
+
+
+def packages() -> Path:
+    """What the functions import beside our own code, for ``python313``, with bytecode.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_packages())
+
+
+def java() -> str:
+    """The path of a Java runtime, 17 or newer.
+
+    Raises:
+        ToolMissingError
+    """
+    sentence = "Java 17 or newer is needed: install it with `apt-get install default-jre-headless`"
+    path = shutil.which("java")
+    if path is None:
+        raise ToolMissingError(sentence)
+    version = _run([path, "-version"], _QUICK_S)
+    found = re.search(r'version "(\d+)', version)
+    if found is None or int(found[1]) < _JAVA_AT_LEAST:
+        raise ToolMissingError(sentence)
+    return path
+
+
+def _dynamodb_local() -> Path:
+    return TOOLS / f"dynamodb-local-{SIMULATOR_VERSION}"
+
+
+def _emulator() -> Path:
+    return TOOLS / f"emulator-{_digest('emulator.txt')}"
+
+
+def _python313() -> Path:
+    return TOOLS / f"python3.13-{_digest('verify.txt')}"
+
+
+def _packages() -> Path:
+    return TOOLS / f"packages-{_digest('runtime.txt')}"
+
+
+def _digest(requirements: str) -> str:
+    """Other pins make another directory."""
+    return hashlib.sha256((REQUIREMENTS / requirements).read_bytes()).hexdigest()[:12]
+
+
+def _installed(path: Path) -> Path:
+    if not _is_whole(path):
+        raise ToolMissingError(f"{path.name} is not installed: run `make verify-tools` first")
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / ".installed").exists()
+
+
+def _install(goal: Path, make: Callable[[Path], None]) -> None:
+    """Makes the directory ``goal`` unless an earlier run made it whole."""
+    if _is_whole(goal):
+        print(f"{goal.name}: there already")
+        return
+    print(f"{goal.name}: installing ...", flush=True)
+    shutil.rmtree(goal, ignore_errors=True)
+    goal.mkdir(parents=True)
+    make(goal)
+    (goal / ".installed").touch()
+
+
+def _make_dynamodb_local(goal: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
+    package = f"{SIMULATOR}@{SIMULATOR_VERSION}"
+    with TemporaryDirectory() as scratch:
+        _run([npm, "pack", package, "--silent", "--pack-destination", scratch], _COMMAND_TAKES_S)
+        archive = Path(scratch, f"{SIMULATOR}-{SIMULATOR_VERSION}.tgz")
+        digest = hashlib.sha512(archive.read_bytes()).digest()
+        if base64.b64encode(digest).decode() != SIMULATOR_SHA512:
+            raise ToolMissingError(f"{package} is not the package it should be: its hash differs")
+        with tarfile.open(archive) as opened:
+            opened.extractall(scratch, filter="data")
+        shutil.copytree(Path(scratch, "package", "emulator"), goal, dirs_exist_ok=True)
+
+
+def _make_emulator(goal: Path) -> None:
+    member = _EMULATORS.get(platform.machine())
+    if member is None or sys.platform != "linux":
+        raise ToolMissingError("Lambda's emulator runs on Linux, on x86-64 and arm64, only")
+    with TemporaryDirectory() as scratch:
+        _pip(
+            Path(sys.executable),
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            f"--dest={scratch}",
+            f"--requirement={REQUIREMENTS / 'emulator.txt'}",
+        )
+        (wheel,) = Path(scratch).glob("aws_sam_cli-*.whl")
+        with zipfile.ZipFile(wheel) as opened:
+            (goal / "aws-lambda-rie").write_bytes(opened.read(member))
+    (goal / "aws-lambda-rie").chmod(0o755)
+
+
+def _make_python313(goal: Path) -> None:
+    _run([_find_python313(), "-m", "venv", str(goal)], _COMMAND_TAKES_S)
+    _pip(goal / "bin" / "python", "install", f"--requirement={REQUIREMENTS / 'verify.txt'}")
+
+
+def _make_packages(goal: Path) -> None:
+    python = _installed(_python313()) / "bin" / "python"
+    wanted = REQUIREMENTS / "runtime.txt"
+    _pip(python, "install", "--only-binary=:all:", f"--target={goal}", f"--requirement={wanted}")
+
+
+def _find_python313() -> str:
+    for candidate in _pythons():
+        try:
+            if "3.13." in _run([candidate, "--version"], _QUICK_S):
+                return candidate
+        except ToolMissingError:
+            # pyenv puts a python3.13 on the path that refuses to run where it is not chosen.
+            continue
+    raise ToolMissingError(
+        "Python 3.13 is needed, as on Lambda: install it with your package manager"
+        " (`apt-get install python3.13-venv`), uv or pyenv, and put it on the PATH"
+        " or name it with PYTHON313=..."
+    )
+
+
+def _pythons() -> Iterator[str]:
+    named = os.environ.get("PYTHON313")
+    if named:
+        yield named
+        return
+    on_path = shutil.which("python3.13")
+    if on_path:
+        yield on_path
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    yield from sorted(map(str, pyenv.glob("versions/3.13.*/bin/python3.13")), reverse=True)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    """pip, with hashes; it compiles what it installs."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    _run([*command, arguments[0], "--require-hashes", *arguments[1:]], _COMMAND_TAKES_S)
+
+
+def _run(command: list[str], within_s: float) -> str:
+    """What the command writes, errors included."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command
+            command,
+            timeout=within_s,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as fault:
+        raise ToolMissingError(f"`{command[0]}` does not run") from fault
+    except subprocess.TimeoutExpired as fault:
+        raise ToolMissingError(f"`{command[0]}` did not end in {within_s} s") from fault
+    if done.returncode:
+        raise ToolMissingError(f"`{' '.join(command)}` failed:\n{done.stdout}")
+    return done.stdout
+
+
+def main() -> int:
+    """Installs all; returns the exit status."""
+    try:
+        java()
+        _install(_dynamodb_local(), _make_dynamodb_local)
+        _install(_emulator(), _make_emulator)
+        _install(_python313(), _make_python313)
+        _install(_packages(), _make_packages)
+    except ToolMissingError as missing:
+        print(missing, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

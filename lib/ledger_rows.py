@@ -1,0 +1,224 @@
+"""The items of the credits table, as Python values and as DynamoDB's JSON.
+
+    account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed
+    generation   pk ORG#<org>  sk GEN#<ms>    one image that was asked for, and what became of it
+    idempotency  pk ORG#<org>  sk IDEM#<key>  which generation a customer's key stands for
+    grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
+
+``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, overload
+
+__all__ = [
+    "DEFAULT_RATE_LIMIT",
+    "HOLD_SHARDS",
+    "Account",
+    "Generation",
+    "Grant",
+    "Item",
+    "Status",
+    "account_key",
+    "generation_key",
+    "hold_shard",
+    "idempotency_key",
+    "number",
+    "organisation_of",
+    "string",
+]
+
+Item = Mapping[str, Any]
+DEFAULT_RATE_LIMIT = 60
+HOLD_SHARDS = 4
+
+
+class Status(StrEnum):
+    """A generation is reserved once, and then settled or refunded for good."""
+
+    RESERVED = "reserved"
+    SETTLED = "settled"
+    REFUNDED = "refunded"
+
+
+def string(value: str) -> dict[str, str]:
+    """DynamoDB's JSON of a string."""
+    return {"S": value}
+
+
+def number(value: int) -> dict[str, str]:
+    """DynamoDB's JSON of a whole number."""
+    return {"N": str(value)}
+
+
+def account_key(organisation: str) -> dict[str, dict[str, str]]:
+    """The key of the organisation's account."""
+    return {"pk": string(f"ORG#{organisation}"), "sk": string("ACCOUNT")}
+
+
+def generation_key(organisation: str, created_ms: int) -> dict[str, dict[str, str]]:
+    """The key of a generation; its creation time in milliseconds is its identity."""
+    return {"pk": string(f"ORG#{organisation}"), "sk": string(f"GEN#{created_ms:013d}")}
+
+
+def idempotency_key(organisation: str, key: str) -> dict[str, dict[str, str]]:
+    """The key of the row that ties a customer's idempotency key to a generation."""
+    return {"pk": string(f"ORG#{organisation}"), "sk": string(f"IDEM#{key}")}
+
+
+def organisation_of(item: Item) -> str:
+    """Whose item it is."""
+    return str(item["pk"]["S"]).removeprefix("ORG#")
+
+
+def hold_shard(created_ms: int) -> str:
+    """Which of the partitions of ``OpenHolds`` an open reservation stands in.
+
+    One partition of an index takes 1,000 writes a second, and a reservation is two of them: four
+    partitions take 2,000 reservations a second.
+    """
+    return str(created_ms % HOLD_SHARDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An organisation's balance and its requests of the current minute."""
+
+    credits: int
+    rate_limit: int
+    rate_window: int
+    rate_used: int
+
+    @classmethod
+    def from_item(cls, item: Item) -> "Account":
+        """Reads a stored account; one that never had a request has no window yet."""
+        return cls(
+            credits=_int(item, "credits", 0),
+            rate_limit=_int(item, "rateLimit", DEFAULT_RATE_LIMIT),
+            rate_window=_int(item, "rateWindow", 0),
+            rate_used=_int(item, "rateUsed", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One image that was asked for, and what became of it."""
+
+    organisation: str
+    created_ms: int
+    status: Status
+    credits: int
+    attempt_id: str
+    image_key: str
+    prompt: str
+    aspect_ratio: str
+    request_hash: str
+    idempotency_key: str | None = None
+    lease_expires_at: int | None = None
+    settled_at: int | None = None
+    refunded_at: int | None = None
+    duration_ms: int | None = None
+    failure_code: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The identity in the organisation: its creation time, 13 digits."""
+        return f"{self.created_ms:013d}"
+
+    @property
+    def key(self) -> dict[str, dict[str, str]]:
+        """The key of its row."""
+        return generation_key(self.organisation, self.created_ms)
+
+    def to_item(self) -> dict[str, dict[str, str]]:
+        """The row of a new reservation."""
+        item = self.key | {
+            "status": string(self.status),
+            "credits": number(self.credits),
+            "attemptId": string(self.attempt_id),
+            "imageKey": string(self.image_key),
+            "prompt": string(self.prompt),
+            "aspectRatio": string(self.aspect_ratio),
+            "requestHash": string(self.request_hash),
+            "createdAt": number(self.created_ms // 1000),
+        }
+        if self.idempotency_key is not None:
+            item["idempotencyKey"] = string(self.idempotency_key)
+        if self.lease_expires_at is not None:
+            item["openHold"] = string(hold_shard(self.created_ms))
+            item["leaseExpiresAt"] = number(self.lease_expires_at)
+        return item
+
+    @classmethod
+    def from_item(cls, item: Item) -> "Generation":
+        """Reads a stored generation, or the part of one that ``OpenHolds`` carries."""
+        return cls(
+            organisation=organisation_of(item),
+            created_ms=int(item["sk"]["S"].removeprefix("GEN#")),
+            status=Status(item["status"]["S"]),
+            credits=int(item["credits"]["N"]),
+            attempt_id=item["attemptId"]["S"],
+            image_key=item["imageKey"]["S"],
+            prompt=_str(item, "prompt") or "",
+            aspect_ratio=_str(item, "aspectRatio") or "",
+            request_hash=_str(item, "requestHash") or "",
+            idempotency_key=_str(item, "idempotencyKey"),
+            lease_expires_at=_int(item, "leaseExpiresAt"),
+            settled_at=_int(item, "settledAt"),
+            refunded_at=_int(item, "refundedAt"),
+            duration_ms=_int(item, "durationMs"),
+            failure_code=_str(item, "failureCode"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Credits that an operator added (or, negative, took)."""
+
+    grant_id: str
+    credits: int
+    note: str
+    actor: str
+    created_at: int
+
+    def to_item(self, organisation: str) -> dict[str, dict[str, str]]:
+        """The row of this grant."""
+        return {
+            "pk": string(f"ORG#{organisation}"),
+            "sk": string(f"GRANT#{self.grant_id}"),
+            "credits": number(self.credits),
+            "note": string(self.note),
+            "actor": string(self.actor),
+            "createdAt": number(self.created_at),
+        }
+
+    @classmethod
+    def from_item(cls, item: Item) -> "Grant":
+        """Reads a stored grant."""
+        return cls(
+            grant_id=str(item["sk"]["S"]).removeprefix("GRANT#"),
+            credits=int(item["credits"]["N"]),
+            note=_str(item, "note") or "",
+            actor=_str(item, "actor") or "",
+            created_at=_int(item, "createdAt", 0),
+        )
+
+
+def _str(item: Item, name: str) -> str | None:
+    value = item.get(name)
+    return None if value is None else str(value["S"])
+
+
+@overload
+def _int(item: Item, name: str) -> int | None: ...
+
+
+@overload
+def _int(item: Item, name: str, default: int) -> int: ...
+
+
+def _int(item: Item, name: str, default: int | None = None) -> int | None:
+    value = item.get(name)
+    return default if value is None else int(value["N"])

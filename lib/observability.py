@@ -1,0 +1,122 @@
+"""What operators see: JSON log lines and CloudWatch metrics in the embedded metric format.
+
+Nothing that a customer wrote and nothing that another service said goes in here: no key, no
+prompt, no message of an exception. A fault is named by its types and the places in our code.
+"""
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
+    AmazonCloudWatchEMFProvider,
+)
+
+if TYPE_CHECKING:
+    from lib.settings import Settings
+
+__all__ = ["Observation", "Telemetry"]
+
+_LIBRARIES = ("boto3", "botocore", "urllib3", "httpx2", "httpcore2", "google_genai", "PIL")
+
+
+class Telemetry:
+    """The logger of this process; ``observe`` opens the record of one request."""
+
+    def __init__(self, settings: "Settings") -> None:
+        self._namespace = settings.metrics_namespace
+        self._service = settings.service_name
+        self._logger = Logger(service=settings.service_name, utc=True)
+        # Libraries write whole requests to the debug log: keys and prompts among them.
+        for name in _LIBRARIES:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    @contextmanager
+    def observe(self, request_id: str) -> Iterator["Observation"]:
+        """The record of one request; its metrics are written when the block ends."""
+        observation = Observation(self._logger, self._namespace, self._service, request_id)
+        try:
+            yield observation
+        finally:
+            observation.flush()
+
+
+class Observation:
+    """One request's log lines and metrics. Not shared between threads."""
+
+    def __init__(self, logger: Logger, namespace: str, service: str, request_id: str) -> None:
+        self.request_id = request_id
+        self._logger = logger
+        self._namespace = namespace
+        self._service = service
+        self._metrics = self._new_metrics()
+        self._by_code: dict[str, int] = {}
+
+    def info(self, message: str, **fields: object) -> None:
+        """Something that is as it should be."""
+        self._logger.info(message, extra={"request_id": self.request_id, **fields})
+
+    def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
+        """Something that an operator may want to look into."""
+        found = {"fault": anatomy(fault)} if fault else {}
+        self._logger.warning(message, extra={"request_id": self.request_id, **found, **fields})
+
+    def count(self, name: str, value: int = 1) -> None:
+        """Adds ``value`` to the metric ``name``."""
+        self._metrics.add_metric(name, MetricUnit.Count, value)
+
+    def count_failure(self, code: str) -> None:
+        """One failed generation, by its code."""
+        self.count("Failures")
+        self._by_code[code] = self._by_code.get(code, 0) + 1
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """The metric ``name`` gets the milliseconds that the block took."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            elapsed_ms = (time.monotonic() - began) * 1000
+            self._metrics.add_metric(name, MetricUnit.Milliseconds, round(elapsed_ms, 1))
+
+    def flush(self) -> None:
+        """Writes the metrics gathered so far to standard output, where Lambda picks them up."""
+        if self._metrics.metric_set:
+            self._write(self._metrics)
+            self._metrics = self._new_metrics()
+        for code, value in self._by_code.items():
+            metrics = self._new_metrics()
+            metrics.add_dimension("code", code)
+            metrics.add_metric("FailuresByCode", MetricUnit.Count, value)
+            self._write(metrics)
+        self._by_code = {}
+
+    def _new_metrics(self) -> AmazonCloudWatchEMFProvider:
+        return AmazonCloudWatchEMFProvider(namespace=self._namespace, service=self._service)
+
+    @staticmethod
+    def _write(metrics: AmazonCloudWatchEMFProvider) -> None:
+        line = json.dumps(metrics.serialize_metric_set(), separators=(",", ":"))
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def anatomy(fault: BaseException) -> list[str]:
+    """An exception and its causes as type names and lines of code, without anybody's words."""
+    parts = []
+    cause: BaseException | None = fault
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
+        parts.append(f"{type(cause).__name__} at {' < '.join(reversed(places))}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return parts[:6]

@@ -1,0 +1,193 @@
+"""The reservation: one transaction that pays, opens a generation and ties an idempotency key to it.
+
+Who can race for what, and which condition decides:
+
+    request A  |--reserve--|                         has_credits, below_limit  (account)
+    request B      |--reserve--|                     never_used                (generation)
+    same key C        |--reserve--|                  key_is_free               (idempotency)
+    reconciler                         |--refund--|  frees C's key: ``generation = :released``
+
+DynamoDB answers a failed transaction with a reason for each item, in order, and the item as it was.
+``learn`` reads them: either the customer gets an answer, or there is a better attempt to make.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lib.errors import (
+    GenerationInFlight,
+    IdempotencyKeyReused,
+    InsufficientCredits,
+    RateLimited,
+)
+from lib.ledger_rows import (
+    DEFAULT_RATE_LIMIT,
+    Account,
+    Generation,
+    Item,
+    Status,
+    account_key,
+    idempotency_key,
+    number,
+    string,
+)
+from lib.table import Reason
+
+__all__ = ["IDEMPOTENCY_TTL_S", "RATE_WINDOW_S", "Attempt", "learn"]
+
+IDEMPOTENCY_TTL_S = 24 * 60 * 60
+RATE_WINDOW_S = 60
+IN_FLIGHT_RETRY_AFTER_S = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One transaction to try. A later one knows more: the minute's window, a free millisecond."""
+
+    generation: Generation
+    now_s: int
+    opens_window: bool = False
+    released_ms: int | None = None
+
+    @property
+    def window(self) -> int:
+        """The epoch second at which the current minute began."""
+        return self.now_s - self.now_s % RATE_WINDOW_S
+
+    def writes(self) -> list[dict[str, Any]]:
+        """The transaction's items: account, generation and, with a key, idempotency."""
+        writes = [self._debit(), self._open()]
+        if self.generation.idempotency_key is not None:
+            writes.append(self._claim(self.generation.idempotency_key))
+        return writes
+
+    def _debit(self) -> dict[str, Any]:
+        has_credits = "credits >= :price"
+        values = {
+            ":price": number(self.generation.credits),
+            ":window": number(self.window),
+            # A sandbox whose clock is ahead may have opened the next window already.
+            ":latest": number(self.window + RATE_WINDOW_S),
+            ":one": number(1),
+        }
+        if self.opens_window:
+            stale = "rateWindow < :window OR rateWindow > :latest"
+            rate_allows = f"(attribute_not_exists(rateWindow) OR {stale})"
+            count = "rateWindow = :window, rateUsed = :one"
+        else:
+            below_limit = "rateUsed < rateLimit"
+            below_default = "attribute_not_exists(rateLimit) AND rateUsed < :default"
+            rate_allows = (
+                f"rateWindow BETWEEN :window AND :latest AND ({below_limit} OR ({below_default}))"
+            )
+            count = "rateUsed = rateUsed + :one"
+            values[":default"] = number(DEFAULT_RATE_LIMIT)
+        return {
+            "Update": {
+                "Key": account_key(self.generation.organisation),
+                "ConditionExpression": f"{has_credits} AND {rate_allows}",
+                "UpdateExpression": f"SET credits = credits - :price, {count}",
+                "ExpressionAttributeValues": values,
+            }
+        }
+
+    def _open(self) -> dict[str, Any]:
+        never_used = "attribute_not_exists(pk)"
+        return {
+            "Put": {
+                "Item": self.generation.to_item(),
+                "ConditionExpression": never_used,
+            }
+        }
+
+    def _claim(self, key: str) -> dict[str, Any]:
+        # TTL deletes an expired row some time later; until then it counts as gone.
+        key_is_free = "attribute_not_exists(pk) OR expiresAt <= :now"
+        values = {":now": number(self.now_s)}
+        if self.released_ms is not None:
+            key_is_free += " OR generation = :released"
+            values[":released"] = number(self.released_ms)
+        row = idempotency_key(self.generation.organisation, key) | {
+            "generation": number(self.generation.created_ms),
+            "requestHash": string(self.generation.request_hash),
+            "expiresAt": number(self.now_s + IDEMPOTENCY_TTL_S),
+        }
+        return {
+            "Put": {
+                "Item": row,
+                "ConditionExpression": key_is_free,
+                "ExpressionAttributeValues": values,
+            }
+        }
+
+
+def learn(
+    attempt: Attempt,
+    reasons: list[Reason],
+    stored_generation: Callable[[int], Generation | None],
+    image_key: Callable[[int], str],
+    now_ms: int,
+) -> Attempt | Generation:
+    """What to do about a transaction that DynamoDB cancelled because conditions failed.
+
+    Returns:
+        A better attempt; or a generation: this caller's own, when an earlier try of the same
+        attempt had succeeded unheard, or the settled one that the idempotency key stands for.
+
+    Raises:
+        InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused
+    """
+    account, generation, *idempotency = reasons
+    mine = attempt.generation
+    if _failed(generation) and _attempt_id(generation) == mine.attempt_id:
+        return mine
+
+    following = replace(attempt, now_s=now_ms // 1000)
+    if idempotency and _failed(idempotency[0]):
+        earlier_ms = int(idempotency[0]["Item"]["generation"]["N"])
+        earlier = stored_generation(earlier_ms)
+        if earlier is not None and earlier.status is not Status.REFUNDED:
+            return _replay(earlier, mine.request_hash)
+        following = replace(following, released_ms=earlier_ms)
+    if _failed(account):
+        opens_window = _account_allows(account.get("Item"), following, mine.credits)
+        following = replace(following, opens_window=opens_window)
+    if _failed(generation):
+        created_ms = max(mine.created_ms + 1, now_ms)
+        moved = replace(mine, created_ms=created_ms, image_key=image_key(created_ms))
+        following = replace(following, generation=moved)
+    return following
+
+
+def _failed(reason: Reason) -> bool:
+    return reason.get("Code") == "ConditionalCheckFailed"
+
+
+def _attempt_id(reason: Reason) -> str | None:
+    attempt_id: str | None = reason.get("Item", {}).get("attemptId", {}).get("S")
+    return attempt_id
+
+
+def _replay(earlier: Generation, request_hash: str) -> Generation:
+    if earlier.request_hash != request_hash:
+        raise IdempotencyKeyReused
+    if earlier.status is Status.RESERVED:
+        raise GenerationInFlight(IN_FLIGHT_RETRY_AFTER_S)
+    return earlier
+
+
+def _account_allows(item: Item | None, attempt: Attempt, price: int) -> bool:
+    """Whether the next attempt must open the minute's window; raises what the customer is told."""
+    if item is None:
+        raise InsufficientCredits(price, 0)
+    account = Account.from_item(item)
+    if account.credits < price:
+        raise InsufficientCredits(price, account.credits)
+    window = attempt.window
+    if not window <= account.rate_window <= window + RATE_WINDOW_S:
+        return True
+    if account.rate_used >= account.rate_limit:
+        window_ends = account.rate_window + RATE_WINDOW_S
+        raise RateLimited(account.rate_limit, max(1, window_ends - attempt.now_s))
+    return False

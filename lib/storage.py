@@ -1,0 +1,154 @@
+"""The images, in S3 or in Cloudflare R2, through one client that speaks S3's protocol.
+
+An object is written once (``If-None-Match: *``), under a key that belongs to one generation, and
+carries that generation's ``attemptId`` as metadata: a writer whose first success was lost sees 412
+on its second try and recognises its own object. S3 answers 412, or 409 while two writers race; R2
+answers 412.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lib.deadline import Deadline
+from lib.errors import StorageFailed
+from lib.models import PNG_MIME_TYPE
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["Images", "StorageUnreachable", "StoredImage"]
+
+MAX_PUTS = 3
+PUT_TAKES_AT_MOST_S = 4.0
+"""Connecting and one read timeout; see ``lib.clients``."""
+MAX_STORED_BYTES = 64 * 1024 * 1024
+_ATTEMPT = "attempt"
+_CACHE_FOR_EVER = "public, max-age=31536000, immutable"
+
+
+class StorageUnreachable(Exception):
+    """The object store gave no answer that helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An object as it was found. ``stored_at`` is in epoch seconds."""
+
+    content: bytes
+    attempt_id: str | None
+    stored_at: float
+
+
+class Images:
+    """One bucket. ``client`` gives the S3 client, or raises ``StorageUnreachable``."""
+
+    def __init__(
+        self,
+        client: "Callable[[], S3Client]",
+        bucket: str,
+        base_url: str,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._base_url = base_url
+        self._sleep = sleep
+
+    def url(self, key: str) -> str:
+        """The public URL of the object ``key``."""
+        return f"{self._base_url}/{key}"
+
+    def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> None:
+        """Stores ``png`` under ``key``, at most once.
+
+        Raises:
+            StorageFailed: it is not stored, or nobody can say whether it is.
+        """
+        for tries in range(1, MAX_PUTS + 1):
+            try:
+                self._put(key, png, attempt_id)
+            except ClientError as fault:
+                if _status(fault) == HTTPStatus.PRECONDITION_FAILED:
+                    self._check_own(key, attempt_id)
+                    return
+                if not _is_transient(fault):
+                    raise StorageFailed from fault
+                last: Exception = fault
+            except (BotoCoreError, StorageUnreachable) as fault:
+                last = fault
+            else:
+                return
+            if tries == MAX_PUTS or deadline.remaining_s() < PUT_TAKES_AT_MOST_S:
+                raise StorageFailed from last
+            self._sleep(0.1 * tries)
+
+    def read(self, key: str) -> StoredImage | None:
+        """The object ``key``, or nothing when there is none.
+
+        Raises:
+            StorageUnreachable
+        """
+        try:
+            answer = self._client().get_object(Bucket=self._bucket, Key=key)
+            with answer["Body"] as body:
+                content = body.read(MAX_STORED_BYTES)
+        except ClientError as fault:
+            if _status(fault) == HTTPStatus.NOT_FOUND:
+                return None
+            raise StorageUnreachable from fault
+        except BotoCoreError as fault:
+            raise StorageUnreachable from fault
+        return StoredImage(
+            content=content,
+            attempt_id=answer["Metadata"].get(_ATTEMPT),
+            stored_at=answer["LastModified"].timestamp(),
+        )
+
+    def delete(self, key: str) -> None:
+        """Removes the object ``key``; harmless when there is none.
+
+        Raises:
+            StorageUnreachable
+        """
+        try:
+            self._client().delete_object(Bucket=self._bucket, Key=key)
+        except (ClientError, BotoCoreError) as fault:
+            raise StorageUnreachable from fault
+
+    def _put(self, key: str, png: bytes, attempt_id: str) -> None:
+        self._client().put_object(
+            Bucket=self._bucket,
+            Key=key,
+            Body=png,
+            ContentType=PNG_MIME_TYPE,
+            CacheControl=_CACHE_FOR_EVER,
+            IfNoneMatch="*",
+            Metadata={_ATTEMPT: attempt_id},
+        )
+
+    def _check_own(self, key: str, attempt_id: str) -> None:
+        """Passes when the object under ``key`` was stored by this very attempt."""
+        try:
+            found = self._client().head_object(Bucket=self._bucket, Key=key)
+        except (ClientError, BotoCoreError, StorageUnreachable) as fault:
+            raise StorageFailed from fault
+        if found["Metadata"].get(_ATTEMPT) != attempt_id:
+            raise StorageFailed
+
+
+def _status(fault: ClientError) -> int:
+    return int(fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _is_transient(fault: ClientError) -> bool:
+    status = _status(fault)
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    )

@@ -1,0 +1,225 @@
+"""One DynamoDB table, and how long to insist on a call to it.
+
+botocore's own retries are off for DynamoDB: it would retry some faults for longer than a request
+lives and others (``TransactionConflict``) not at all. Every call goes through ``_insist`` instead.
+A fault is worth another try, with full jitter and inside the deadline, when a later try can
+succeed. Each such fault either surely had no effect (a conflict, throttling) or may have had one
+(a lost response); whoever writes must be prepared for both.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
+
+from lib.deadline import Deadline
+from lib.ledger_rows import Item
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+__all__ = ["ConditionFailed", "LedgerUnreachable", "Reason", "Sleep", "Table"]
+
+Sleep = Callable[[float], None]
+Reason = dict[str, Any]
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.025
+LONGEST_PAUSE_S = 0.8
+MAX_TRIES = 40
+
+_NO_EFFECT = frozenset(
+    {
+        "ProvisionedThroughputExceeded",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "ThrottlingError",
+        "ThrottlingException",
+        "TransactionConflict",
+        "TransactionConflictException",
+    }
+)
+_MAYBE_AN_EFFECT = frozenset(
+    {
+        "InternalFailure",
+        "InternalServerError",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+        "TransactionInProgressException",
+    }
+)
+_DECISION = frozenset({"ConditionalCheckFailed", "ConditionalCheckFailedException"})
+_LOST_RESPONSE = (
+    HTTPClientError,
+    BotoConnectionError,
+    IncompleteReadError,
+    ResponseParserError,
+)
+
+
+class LedgerUnreachable(Exception):
+    """The call did not succeed in time, or can't succeed at all.
+
+    ``maybe_done`` is true when some try may have taken effect although no answer said so.
+    ``hopeless`` is true when DynamoDB refused the call itself (permissions, a missing table).
+    """
+
+    def __init__(self, *, maybe_done: bool, hopeless: bool = False) -> None:
+        super().__init__("DynamoDB did not complete the call")
+        self.maybe_done = maybe_done
+        self.hopeless = hopeless
+
+
+class ConditionFailed(Exception):
+    """The write's condition does not hold. ``item`` is the row as it is, if there is one."""
+
+    def __init__(self, item: Item | None) -> None:
+        super().__init__("the condition does not hold")
+        self.item = item
+
+
+class Table:
+    """Reads and conditional writes of one table. Every method may raise ``LedgerUnreachable``."""
+
+    def __init__(
+        self,
+        client: "DynamoDBClient",
+        name: str,
+        sleep: Sleep = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self.name = name
+        self._sleep = sleep
+        self._jitter = jitter
+
+    def transact(self, writes: list[dict[str, dict[str, Any]]], deadline: Deadline) -> list[Reason]:
+        """Does all of ``writes`` or none.
+
+        The explicit token makes DynamoDB itself recognise a repetition of this call for ten
+        minutes; the writes' own conditions hold for ever.
+
+        Returns:
+            Nothing when it was done, otherwise DynamoDB's reasons, one for each write in order.
+        """
+        arguments: dict[str, Any] = {
+            "TransactItems": [
+                {kind: self._write(write) for kind, write in each.items()} for each in writes
+            ],
+            "ClientRequestToken": str(uuid.uuid4()),
+        }
+        try:
+            self._insist(lambda: self._client.transact_write_items(**arguments), deadline)
+        except ClientError as fault:
+            return cast("list[Reason]", fault.response["CancellationReasons"])
+        return []
+
+    def update(self, write: dict[str, Any], deadline: Deadline) -> None:
+        """One conditional update.
+
+        Raises:
+            ConditionFailed
+        """
+        arguments = self._write(write)
+        try:
+            self._insist(lambda: self._client.update_item(**arguments), deadline)
+        except ClientError as fault:
+            raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
+
+    def put(self, write: dict[str, Any], deadline: Deadline) -> None:
+        """One conditional put.
+
+        Raises:
+            ConditionFailed
+        """
+        arguments = self._write(write)
+        try:
+            self._insist(lambda: self._client.put_item(**arguments), deadline)
+        except ClientError as fault:
+            raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
+
+    def get(self, key: Item, deadline: Deadline) -> Item | None:
+        """The item as it is now, read consistently."""
+        arguments: dict[str, Any] = {"TableName": self.name, "Key": key, "ConsistentRead": True}
+        answer = self._insist(lambda: self._client.get_item(**arguments), deadline)
+        return answer.get("Item")
+
+    def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
+        """All of a query's items, page by page."""
+        return self._pages(self._client.query, query, deadline)
+
+    def scan(self, scan: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
+        """All of a scan's items, page by page. It reads the whole table."""
+        return self._pages(self._client.scan, scan, deadline)
+
+    def _pages(
+        self, call: Callable[..., Any], arguments: dict[str, Any], deadline: Deadline
+    ) -> Iterator[Item]:
+        request = {"TableName": self.name} | arguments
+        while True:
+            page = self._insist(partial(call, **request), deadline)
+            yield from page["Items"]
+            if "LastEvaluatedKey" not in page:
+                return
+            request = request | {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+    def _write(self, write: dict[str, Any]) -> dict[str, Any]:
+        """A refused write answers with the item that refused it, which saves a read."""
+        return {
+            "TableName": self.name,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        } | write
+
+    def _insist(self, call: Callable[[], T], deadline: Deadline) -> T:
+        """What ``call`` returns, tried again while that can help and time is left.
+
+        Raises:
+            ClientError: only a decision about the data, that is a condition that does not hold.
+            LedgerUnreachable: no decision.
+        """
+        maybe_done = False
+        for tries in range(MAX_TRIES):
+            try:
+                return call()
+            except ClientError as fault:
+                if _codes(fault) and _codes(fault) <= _DECISION:
+                    raise
+                if not _is_transient(fault):
+                    raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
+                maybe_done = maybe_done or not _codes(fault) & _NO_EFFECT
+            except _LOST_RESPONSE:
+                maybe_done = True
+            except BotoCoreError as fault:
+                raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
+            pause_s = self._jitter() * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries)
+            if deadline.remaining_s() <= pause_s:
+                break
+            self._sleep(pause_s)
+        raise LedgerUnreachable(maybe_done=maybe_done)
+
+
+def _codes(fault: ClientError) -> set[str]:
+    """The codes of a cancelled transaction's items, or the one code of any other error."""
+    code = fault.response.get("Error", {}).get("Code", "")
+    if code != "TransactionCanceledException":
+        return {code}
+    reasons = cast("list[Reason]", fault.response.get("CancellationReasons", []))
+    return {reason.get("Code", "None") for reason in reasons} - {"None"}
+
+
+def _is_transient(fault: ClientError) -> bool:
+    status = fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    server_side = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return server_side or bool(_codes(fault) & (_NO_EFFECT | _MAYBE_AN_EFFECT))

@@ -1,0 +1,41 @@
+"""Fixtures for all tests, and the summary at the end of a run."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests import reporting
+from tests.engines import Engine, engine, moto_engine, real_engine
+from tests.world import World
+
+__all__ = ["engine", "moto_engine", "pytest_terminal_summary", "real_engine"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--schedule", help="one schedule of tests/test_interleavings.py, as 0.1.2")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reporting.lines():
+        terminalreporter.section("what was tried")
+        for line in reporting.lines():
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def new_world(engine: Engine) -> Iterator[Callable[..., World]]:
+    """Makes worlds on the engine; they end with the test."""
+    with ExitStack() as worlds:
+
+        def new(credits_: int = 100, rate_limit: int = 60) -> World:
+            return worlds.enter_context(World(engine, credits_, rate_limit))
+
+        yield new
+
+
+@pytest.fixture
+def schedule(request: pytest.FixtureRequest) -> list[int] | None:
+    """The one schedule that was asked for, if any."""
+    asked: str | None = request.config.getoption("--schedule")
+    return None if asked is None else [int(choice) for choice in asked.split(".") if choice]

@@ -1,0 +1,197 @@
+"""Every fault at every call of every path, and the money adds up.
+
+Each path is run once to record its calls. Then it is run again for every call and every fault that
+the call can meet. Nothing here lists the calls: one added tomorrow is struck tomorrow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from lib.errors import (
+    ContentRejected,
+    GenerationFailed,
+    GenerationInFlight,
+    ModelOverloaded,
+    ModelTimedOut,
+    ModelUnavailable,
+    NoImageReturned,
+    RequestRejected,
+    ServiceError,
+    ServiceUnavailable,
+)
+from lib.generation import Finished
+from lib.ledger_rows import Status
+from tests.engines import Engine
+from tests.reporting import tally
+from tests.world import Fault, Process, Wire, World
+
+KEY = "order-1"
+# The calls of an organisation's first request: open the minute, reserve, generate, put, settle.
+MODEL, SETTLE = 2, 4
+Answer = Finished | ServiceError | None
+
+
+def nothing(_world: World) -> None:
+    """No history."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way through the service: what came before it, and what a process then does."""
+
+    name: str
+    act: Callable[[World, Process], Answer]
+    prepare: Callable[[World], None] = nothing
+    failure: Exception | None = None
+    credits: int = 100
+    rate_limit: int = 60
+    key: str | None = None
+    expected: type = field(default=Finished)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def world(self, engine: Engine) -> World:
+        """The world as it is before the path."""
+        world = World(engine, self.credits, self.rate_limit)
+        self.prepare(world)
+        return world
+
+
+def ask(world: World, process: Process) -> Answer:
+    return world.request(process)
+
+
+def ask_with_key(world: World, process: Process) -> Answer:
+    return world.request(process, KEY)
+
+
+def reconcile(world: World, process: Process) -> Answer:
+    world.let_leases_pass()
+    world.reconcile(process)
+    return None
+
+
+def settled_before(world: World) -> None:
+    assert isinstance(world.request(world.process(), KEY), Finished)
+
+
+def refunded_before(world: World) -> None:
+    failed = world.request(world.process(failure=ContentRejected()), KEY)
+    assert isinstance(failed, ContentRejected)
+
+
+def in_flight(world: World) -> None:
+    died_at_the_model = Wire(strikes_at=MODEL, fault=Fault.KILLED_BEFORE)
+    assert world.request(world.process(died_at_the_model), KEY) is None
+
+
+def abandoned_with_image(world: World) -> None:
+    died_at_settling = Wire(strikes_at=SETTLE, fault=Fault.KILLED_BEFORE)
+    assert world.request(world.process(died_at_settling)) is None
+    assert len(world.stored_keys()) == 1
+
+
+def refunded_by_the_reconciler(world: World) -> None:
+    in_flight(world)
+    world.let_leases_pass()
+    world.reconcile(world.process())
+
+
+def a_request_before(world: World) -> None:
+    assert isinstance(world.request(world.process()), Finished)
+
+
+def a_request_last_minute(world: World) -> None:
+    a_request_before(world)
+    world.clock.sleep(60)
+
+
+FAILURES: tuple[Exception, ...] = (
+    ContentRejected(),
+    NoImageReturned(),
+    ModelTimedOut(),
+    ModelOverloaded(),
+    ModelUnavailable(),
+    RuntimeError("a bug of ours"),
+)
+
+PATHS = [
+    Path("success", ask),
+    Path("success in a minute that has begun", ask, a_request_before),
+    Path("success in a new minute", ask, a_request_last_minute),
+    Path("success with a key", ask_with_key, key=KEY),
+    Path("replay", ask_with_key, settled_before, key=KEY),
+    Path("same key in flight", ask_with_key, in_flight, key=KEY, expected=GenerationInFlight),
+    Path("key free again after a refund", ask_with_key, refunded_before, key=KEY),
+    Path("no credits", ask, credits=4, expected=RequestRejected),
+    Path("rate limited", ask, a_request_before, rate_limit=1, expected=RequestRejected),
+    *(
+        Path(
+            f"failure: {type(failure).__name__}",
+            ask_with_key,
+            failure=failure,
+            key=KEY,
+            expected=GenerationFailed,
+        )
+        for failure in FAILURES
+    ),
+    Path("reconciler refunds", reconcile, in_flight, expected=type(None)),
+    Path("reconciler settles", reconcile, abandoned_with_image, expected=type(None)),
+    Path("reconciler sweeps", reconcile, refunded_by_the_reconciler, expected=type(None)),
+]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_no_fault_at_any_call_loses_or_invents_a_credit(path: Path, engine: Engine) -> None:
+    with path.world(engine) as world:
+        healthy = world.process(failure=path.failure)
+        assert isinstance(path.act(world, healthy), path.expected)
+        world.settle_down()
+        assert world.violations() == []
+
+    points = [
+        (number, fault) for number, call in enumerate(healthy.wire.calls) for fault in call.faults
+    ]
+    assert points
+    for number, fault in points:
+        where = f"{path}, call {number} ({healthy.wire.calls[number]}): {fault}"
+        with path.world(engine) as world:
+            _strike(path, world, Wire(number, fault), where)
+    tally(f"crash points covered on {engine.name}", len(points))
+    tally(f"crash violations on {engine.name}", 0)
+
+
+def _strike(path: Path, world: World, wire: Wire, where: str) -> None:
+    before = {each.id for each in world.generations()}
+    answer = path.act(world, world.process(wire, path.failure))
+    if path.key is not None:
+        world.request(world.process(), path.key)
+    world.settle_down()
+
+    assert world.violations() == [], where
+    settled = [each for each in world.generations() if each.status is Status.SETTLED]
+    if isinstance(answer, Finished):
+        urls = [f"https://images.example/{each.image_key}" for each in settled]
+        assert answer.image_url in urls, where
+    elif path.key is None:
+        new = [each for each in settled if each.id not in before]
+        refused = isinstance(answer, RequestRejected | ServiceUnavailable | GenerationFailed)
+        assert not (refused and new), where
+    if path.key is not None:
+        _the_retry_gets_one_image(world, path.key, where)
+
+
+def _the_retry_gets_one_image(world: World, key: str, where: str) -> None:
+    first = world.request(world.process(), key)
+    again = world.request(world.process(), key)
+    assert isinstance(first, Finished), where
+    assert isinstance(again, Finished), where
+    assert again.image_url == first.image_url, where
+    assert again.replayed, where
+    assert world.violations() == [], where
+    charged = [each for each in world.generations() if each.status is Status.SETTLED]
+    assert [each.idempotency_key for each in charged] == [key], where
+    assert world.balance() == 95, where

@@ -1,0 +1,307 @@
+"""What the ledger decides, row by row, on each engine."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lib.errors import (
+    Busy,
+    GenerationInFlight,
+    IdempotencyKeyReused,
+    InsufficientCredits,
+    RateLimited,
+    ServiceUnavailable,
+)
+from lib.ledger import GrantRejectedError, Order, ReservationGone
+from lib.ledger_rows import Generation, Grant, Status
+from tests.world import Call, Fault, NewWorld, Wire, World
+
+DEBIT = 1
+"""The second call of a request: the first one learns that the account's minute is over."""
+
+
+def reserve(world: World, wire: Wire | None = None, order: Order | None = None) -> Generation:
+    """One reservation, as a request makes it."""
+    return world.process(wire).ledger.reserve(
+        order or world.order(), lambda ms: f"generated/gemini/{ms}.png", world.deadline()
+    )
+
+
+def test_a_reservation_takes_five_credits_and_opens_a_generation(new_world: NewWorld) -> None:
+    world = new_world(credits_=12)
+    reserved = reserve(world)
+    assert world.balance() == 7
+    (stored,) = world.generations()
+    assert stored == reserved
+    assert stored.status is Status.RESERVED
+    assert stored.credits == 5
+    assert stored.lease_expires_at == int(world.clock()) + 59
+
+
+def test_without_five_credits_nothing_is_written_and_the_balance_is_told(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(credits_=4)
+    with pytest.raises(InsufficientCredits) as refused:
+        reserve(world)
+    assert refused.value.body() == {
+        "error": "Insufficient credits",
+        "creditsRequired": 5,
+        "creditsRemaining": 4,
+    }
+    assert world.generations() == []
+
+
+def test_an_organisation_without_an_account_has_no_credits(new_world: NewWorld) -> None:
+    world = new_world()
+    with pytest.raises(InsufficientCredits) as refused:
+        reserve(world, order=Order("stranger", "a red fox", "1:1"))
+    assert refused.value.remaining == 0
+
+
+def test_generations_of_one_millisecond_get_milliseconds_of_their_own(new_world: NewWorld) -> None:
+    world = new_world()
+    made = [reserve(world).created_ms for _ in range(4)]
+    assert made == [made[0], made[0] + 1, made[0] + 2, made[0] + 3]
+    assert [each.image_key for each in world.generations()] == [
+        f"generated/gemini/{ms}.png" for ms in made
+    ]
+
+
+def test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again(
+    new_world: NewWorld,
+) -> None:
+    world = new_world()
+    reserved = reserve(world, Wire(DEBIT, Fault.RESPONSE_LOST))
+    assert world.balance() == 95
+    assert world.generations() == [reserved]
+
+
+def test_conflicts_past_the_deadline_are_a_429_and_nothing_was_debited(new_world: NewWorld) -> None:
+    world = new_world()
+
+    class Contended(Wire):
+        def call(self, call: Call, effect: Callable[[], object]) -> object:
+            return Wire(0, Fault.CONFLICT).call(call, effect)
+
+    with pytest.raises(Busy) as refused:
+        reserve(world, Contended())
+    assert refused.value.status == 429
+    assert int(refused.value.headers()["Retry-After"]) >= 1
+    assert world.balance() == 100
+    assert world.generations() == []
+
+
+def test_an_outage_before_the_debit_is_an_honest_500(new_world: NewWorld) -> None:
+    world = new_world()
+    with pytest.raises(ServiceUnavailable):
+        reserve(world, Wire(0, Fault.OUTAGE))
+    assert world.balance() == 100
+
+
+def test_a_debit_that_nobody_heard_of_comes_back_with_the_reconciler(new_world: NewWorld) -> None:
+    world = new_world()
+    with pytest.raises(ServiceUnavailable):
+        reserve(world, Wire(DEBIT, Fault.LOST_THEN_OUTAGE))
+    assert world.balance() == 95
+    world.settle_down()
+    assert world.balance() == 100
+    assert world.violations() == []
+
+
+def test_settling_twice_is_settling_once(new_world: NewWorld) -> None:
+    world = new_world()
+    ledger = world.process().ledger
+    reserved = reserve(world)
+    ledger.settle(reserved, 1200, world.deadline())
+    ledger.settle(reserved, 3400, world.deadline())
+    (stored,) = world.generations()
+    assert (stored.status, stored.duration_ms) == (Status.SETTLED, 1200)
+    assert world.balance() == 95
+
+
+def test_refunding_twice_pays_back_once(new_world: NewWorld) -> None:
+    world = new_world()
+    ledger = world.process().ledger
+    reserved = reserve(world)
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.REFUNDED
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.REFUNDED
+    (stored,) = world.generations()
+    assert (stored.status, stored.failure_code) == (Status.REFUNDED, "no_image")
+    assert world.balance() == 100
+
+
+def test_what_is_settled_can_not_be_refunded(new_world: NewWorld) -> None:
+    world = new_world()
+    ledger = world.process().ledger
+    reserved = reserve(world)
+    ledger.settle(reserved, 1200, world.deadline())
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.SETTLED
+    assert world.balance() == 95
+
+
+def test_what_is_refunded_can_not_be_settled(new_world: NewWorld) -> None:
+    world = new_world()
+    ledger = world.process().ledger
+    reserved = reserve(world)
+    ledger.refund(reserved, "no_image", world.deadline())
+    with pytest.raises(ReservationGone):
+        ledger.settle(reserved, 1200, world.deadline())
+    assert world.balance() == 100
+
+
+def test_an_idempotency_key_stands_for_its_settled_generation(new_world: NewWorld) -> None:
+    world = new_world()
+    first = reserve(world, order=world.order("k"))
+    with pytest.raises(GenerationInFlight) as in_flight:
+        reserve(world, order=world.order("k"))
+    assert int(in_flight.value.headers()["Retry-After"]) >= 1
+    world.process().ledger.settle(first, 1200, world.deadline())
+    replay = reserve(world, order=world.order("k"))
+    assert (replay.created_ms, replay.status) == (first.created_ms, Status.SETTLED)
+    assert world.balance() == 95
+
+
+def test_a_replay_needs_no_credits(new_world: NewWorld) -> None:
+    world = new_world(credits_=5)
+    first = reserve(world, order=world.order("k"))
+    world.process().ledger.settle(first, 1200, world.deadline())
+    assert world.balance() == 0
+    assert reserve(world, order=world.order("k")).created_ms == first.created_ms
+
+
+def test_an_idempotency_key_with_another_body_is_refused(new_world: NewWorld) -> None:
+    world = new_world()
+    reserve(world, order=world.order("k"))
+    with pytest.raises(IdempotencyKeyReused):
+        reserve(world, order=world.order("k", prompt="a blue fox"))
+    assert world.balance() == 95
+
+
+def test_after_a_refund_the_key_is_free_for_any_body(new_world: NewWorld) -> None:
+    world = new_world()
+    ledger = world.process().ledger
+    first = reserve(world, order=world.order("k"))
+    ledger.refund(first, "no_image", world.deadline())
+    second = reserve(world, order=world.order("k", prompt="a blue fox"))
+    assert second.created_ms != first.created_ms
+    with pytest.raises(GenerationInFlight):
+        reserve(world, order=world.order("k", prompt="a blue fox"))
+    assert world.balance() == 95
+
+
+def test_a_key_is_free_again_after_24_hours(new_world: NewWorld) -> None:
+    world = new_world()
+    first = reserve(world, order=world.order("k"))
+    world.process().ledger.settle(first, 1200, world.deadline())
+    world.clock.sleep(24 * 60 * 60 - 1)
+    assert reserve(world, order=world.order("k")).created_ms == first.created_ms
+    world.clock.sleep(1)
+    assert reserve(world, order=world.order("k")).status is Status.RESERVED
+
+
+def test_keys_of_two_organisations_have_nothing_to_do_with_each_other(new_world: NewWorld) -> None:
+    one = new_world()
+    other = new_world()
+    reserve(one, order=one.order("k"))
+    assert reserve(other, order=other.order("k")).status is Status.RESERVED
+
+
+def test_the_limit_of_a_minute_is_kept_and_the_next_minute_begins_anew(new_world: NewWorld) -> None:
+    world = new_world(credits_=100, rate_limit=3)
+    for _ in range(3):
+        reserve(world)
+    world.clock.sleep(20)
+    with pytest.raises(RateLimited) as refused:
+        reserve(world)
+    assert refused.value.headers() == {
+        "X-Error-Code": "rate_limited",
+        "Retry-After": "40",
+        "RateLimit": '"default";r=0;t=40',
+        "RateLimit-Policy": '"default";q=3;w=60',
+    }
+    assert world.balance() == 85
+    world.clock.sleep(40)
+    reserve(world)
+    assert world.balance() == 80
+
+
+def test_a_clock_that_lags_a_minute_behind_does_not_reopen_the_minute(new_world: NewWorld) -> None:
+    world = new_world(rate_limit=2)
+    reserve(world)
+    reserve(world)
+    world.clock.sleep(-60)
+    with pytest.raises(RateLimited):
+        reserve(world)
+
+
+def test_an_account_that_was_written_by_hand_has_the_default_limit(new_world: NewWorld) -> None:
+    world = new_world(credits_=0)
+    by_hand = {"pk": {"S": "ORG#byhand"}, "sk": {"S": "ACCOUNT"}, "credits": {"N": "1000"}}
+    world.engine.dynamodb.put_item(TableName=world.table, Item=by_hand)
+    order = Order("byhand", "a red fox", "1:1")
+    for _ in range(60):
+        world.clock.sleep(0.001)
+        reserve(world, order=order)
+    with pytest.raises(RateLimited):
+        reserve(world, order=order)
+
+
+def test_a_grant_counts_once_for_each_id(new_world: NewWorld) -> None:
+    world = new_world(credits_=0)
+    ledger = world.process().ledger
+    grant = Grant("invoice-7", 50, "May", "ann", int(world.clock()))
+    ledger.grant(world.organisation, grant, world.deadline())
+    ledger.grant(world.organisation, grant, world.deadline())
+    assert world.balance() == 50
+    with pytest.raises(GrantRejectedError, match="another amount"):
+        ledger.grant(world.organisation, Grant("invoice-7", 60, "May", "ann", 1), world.deadline())
+
+
+def test_more_than_the_balance_can_not_be_taken(new_world: NewWorld) -> None:
+    world = new_world(credits_=10)
+    ledger = world.process().ledger
+    with pytest.raises(GrantRejectedError, match="has 10 credits"):
+        ledger.grant(world.organisation, Grant("fix", -11, "", "ann", 1), world.deadline())
+    ledger.grant(world.organisation, Grant("fix-2", -10, "", "ann", 1), world.deadline())
+    assert world.balance() == 0
+    assert world.audit().healthy
+
+
+def test_a_grant_to_nobody_is_refused_and_says_what_to_do(new_world: NewWorld) -> None:
+    world = new_world()
+    with pytest.raises(GrantRejectedError, match="create it first"):
+        world.process().ledger.grant("nobody", Grant("g", 5, "", "ann", 1), world.deadline())
+
+
+def test_opening_an_account_again_changes_nothing(new_world: NewWorld) -> None:
+    world = new_world(credits_=10, rate_limit=7)
+    ledger = world.process().ledger
+    ledger.create_account(world.organisation, world.deadline(), rate_limit=99)
+    assert world.balance() == 10
+    assert world.organisation in ledger.organisations(world.deadline())
+
+
+def test_the_audit_finds_credits_that_came_from_nowhere(new_world: NewWorld) -> None:
+    world = new_world(credits_=50)
+    reserve(world)
+    assert world.audit().healthy
+    world.engine.dynamodb.update_item(
+        TableName=world.table,
+        Key={"pk": {"S": f"ORG#{world.organisation}"}, "sk": {"S": "ACCOUNT"}},
+        UpdateExpression="SET credits = credits + :ten",
+        ExpressionAttributeValues={":ten": {"N": "10"}},
+    )
+    found = world.audit()
+    assert (found.drift, found.healthy) == (10, False)
+    assert (found.granted, found.credits, found.reserved) == (50, 55, 1)
+
+
+def test_the_audit_finds_a_reservation_that_nobody_ended(new_world: NewWorld) -> None:
+    world = new_world()
+    reserved = reserve(world)
+    world.let_leases_pass()
+    assert world.audit().healthy
+    world.clock.sleep(180)
+    (finding,) = world.audit().findings
+    assert reserved.id in finding
