@@ -55,12 +55,11 @@ _RATIO_TOLERANCE = 0.06
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK_OVERHEAD_BYTES = 12
 _BYTES_PER_PIXEL = 3
-_BAND_BYTES = 192 * 1024
-_STRIPS_PER_BAND = 12
-# A picture that level 1 can't bring under half is noise to deflate.
-_NOISY = 0.55
-_LEVEL_FOR_NOISE = 1
-_LEVEL = 4
+_BAND_BYTES = 128 * 1024
+_STRIPS_PER_BAND = 16
+_TRIAL_LEVEL = 1
+# deflate's level by what a trial leaves of the bytes: the less, the more an effort finds.
+_LEVELS = ((0.55, 1), (0.33, 2), (0.0, 4))
 
 _WHITE = (255, 255, 255)
 _UPRIGHT: Mapping[object, Image.Transpose] = {
@@ -183,9 +182,10 @@ def encode_png(image: Image.Image) -> bytes:
     """
     if image.mode != "RGB":
         raise ValueError(f"encode_png takes RGB, not {image.mode}")
-    rows, noisy = _filtered(image)
+    rows, density = _filtered(image)
+    level = next(level for least, level in _LEVELS if density >= least)
     header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
-    pixels = deflate.zlib_compress(rows, _LEVEL_FOR_NOISE if noisy else _LEVEL)
+    pixels = deflate.zlib_compress(rows, level)
     return b"".join(
         (_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", pixels), *_chunk(b"IEND", b""))
     )
@@ -218,24 +218,26 @@ class _Bytes(NamedTuple):
         return _Bytes(*(view.crop((0, top, view.width, top + height)) for view in self))
 
 
-def _filtered(image: Image.Image) -> tuple[bytes, bool]:
-    """The filtered rows, each behind its filter's type; and whether deflate takes them for noise."""
+def _filtered(image: Image.Image) -> tuple[bytearray, float]:
+    """The filtered rows, each behind its filter's type; and what trials left of their bytes."""
     band_rows = max(1, _BAND_BYTES // (_BYTES_PER_PIXEL * image.width))
-    bands = []
-    tried_bytes, compressed_bytes = 0, 0.0
+    filtered = bytearray()
+    tried_bytes, left_bytes = 0, 0.0
     for top in range(0, image.height, band_rows):
         band = _band(image, top, min(top + band_rows, image.height))
         strip = band.strip()
-        compressed, kind = min(
-            (handicap * len(deflate.zlib_compress(apply(strip).tobytes(), _LEVEL_FOR_NOISE)), kind)
-            for kind, (apply, handicap) in _FILTERS.items()
-        )
-        tried_bytes += strip.height * strip.own.width
-        compressed_bytes += compressed
-        rows = _FILTERS[kind][0](band)
+        left, kind = min((_trial_bytes(strip, kind), kind) for kind in _FILTERS)
+        left_bytes += left
+        tried_bytes += strip.own.width * strip.height
+        rows = _FILTERS[kind](band)
         rows.paste(kind, (0, 0, 1, rows.height))
-        bands.append(rows.tobytes())
-    return b"".join(bands), compressed_bytes > _NOISY * tried_bytes
+        filtered += rows.tobytes()
+    return filtered, left_bytes / tried_bytes
+
+
+def _trial_bytes(strip: _Bytes, kind: int) -> float:
+    compressed = deflate.zlib_compress(_FILTERS[kind](strip).tobytes(), _TRIAL_LEVEL)
+    return len(compressed) * (_PAETH_HANDICAP if kind == _PAETH else 1.0)
 
 
 def _band(image: Image.Image, top: int, bottom: int) -> _Bytes:
@@ -293,9 +295,7 @@ def _paeth(band: _Bytes) -> Image.Image:
 
 _255_IF_ZERO = [255] + [0] * 255
 _255_IF_NOT_ZERO = [0] + [255] * 255
-# By the number that PNG gives to each; with what its size is multiplied by before they compete.
-_FILTERS: Mapping[int, tuple[Callable[[_Bytes], Image.Image], float]] = {
-    1: (_sub, 1.0),
-    2: (_up, 1.0),
-    4: (_paeth, 1.03),
-}
+# By the type that PNG gives to each.
+_SUB, _UP, _PAETH = 1, 2, 4
+_FILTERS: Mapping[int, Callable[[_Bytes], Image.Image]] = {_SUB: _sub, _UP: _up, _PAETH: _paeth}
+_PAETH_HANDICAP = 1.05

@@ -1,7 +1,10 @@
 """Fixtures for all tests, and the summary at the end of a run."""
 
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,24 @@ __all__ = ["engine", "moto_engine", "pytest_terminal_summary", "real_engine"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--schedule", help="one schedule of tests/test_interleavings.py, as 0.1.2")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on an engine have worlds of their own and go anywhere; others stay by file."""
+    for item in items:
+        if "engine" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = reporting.to_send()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    reporting.receive(getattr(node, "workeroutput", {}).get("tried"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -32,6 +53,14 @@ def new_world(engine: Engine) -> Iterator[Callable[..., World]]:
             return worlds.enter_context(World(engine, credits_, rate_limit))
 
         yield new
+
+
+@pytest.fixture
+def seed() -> int:
+    """What all chance in a test follows from; ``SEED=`` in the environment repeats a run."""
+    chosen = int(os.environ.get("SEED", secrets.randbelow(10**9)))
+    print(f"SEED={chosen}")  # noqa: T201 - pytest shows it when the test fails
+    return chosen
 
 
 @pytest.fixture

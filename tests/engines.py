@@ -14,7 +14,6 @@ from moto import mock_aws
 
 from infra.local.aws import REGION, EmbeddedAws
 from infra.verify.dynamodb_local import DynamoDbLocal
-from lib.clients import CONNECT_S, DYNAMODB_READ_S, MAX_CONNECTIONS, STORAGE_READ_S
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -28,6 +27,15 @@ REAL_BUCKET = "images-beside-dynamodb-local"
 
 _SESSION = boto3.Session(
     aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION
+)
+# One try, as in ``lib.clients``. The timeouts are long: on a busy machine no response may seem lost
+# but those that a test loses.
+_CONFIG = Config(
+    connect_timeout=10,
+    read_timeout=30,
+    retries={"mode": "standard", "total_max_attempts": 1},
+    max_pool_connections=64,
+    proxies={},
 )
 
 
@@ -62,9 +70,7 @@ def moto_engine() -> Iterator[Engine]:
 
 def _moto_engine() -> Engine:
     dynamodb = _SESSION.client(
-        "dynamodb",
-        endpoint_url=f"https://dynamodb.{REGION}.amazonaws.com",
-        config=_config(DYNAMODB_READ_S),
+        "dynamodb", endpoint_url=f"https://dynamodb.{REGION}.amazonaws.com", config=_CONFIG
     )
     s3 = _s3("https://s3.amazonaws.com")
     s3.create_bucket(Bucket=MOTO_BUCKET)
@@ -95,15 +101,4 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 def _s3(url: str) -> "S3Client":
-    return _SESSION.client("s3", endpoint_url=url, config=_config(STORAGE_READ_S))
-
-
-def _config(read_s: float) -> Config:
-    """As ``lib.clients`` has it: one try, short timeouts."""
-    return Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=read_s,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=MAX_CONNECTIONS,
-        proxies={},
-    )
+    return _SESSION.client("s3", endpoint_url=url, config=_CONFIG)

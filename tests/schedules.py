@@ -1,4 +1,4 @@
-"""A scheduler that owns every step: all orders in which processes can meet, with one crash anywhere.
+"""A scheduler that owns every step: all orders in which processes meet, with one crash anywhere.
 
 Each actor runs in a thread of its own and stops before every call that leaves its process. The
 explorer lets one of them go on, or ends it there for good, and tries each choice in turn: a
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.world import Call, Killed, Process, Wire, World
+from tests.world import Call, Fault, Killed, Process, Wire, World
 
 __all__ = ["Actor", "Explorer", "Scene"]
 
@@ -27,7 +27,8 @@ class Actor:
     name: str
     act: Callable[[World, Process], Any]
     strikes_at: int | None = None
-    fault: Any = None
+    fault: Fault | None = None
+    model_takes_s: float = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Running:
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
         wire = Wire(actor.strikes_at, actor.fault, before_each=self._before)
-        process = world.process(wire)
+        process = world.process(wire, model_takes_s=actor.model_takes_s)
         self._thread = threading.Thread(target=self._run, args=(actor, world, process))
 
     def start(self) -> None:
@@ -79,7 +80,7 @@ class _Running:
         self._stopped.release()
 
     def _before(self, call: Call) -> None:
-        # The index is read partition by partition; the reads are one step, as all but one are empty.
+        # The index is read partition by partition: one step, as all but one are empty.
         same_list = call.operation == "query" and self._previous == call
         self._previous = call
         if same_list:
@@ -138,9 +139,8 @@ class Explorer:
             chosen, crash = options[taken]
             if last is not None and last is not chosen and last.waiting_for:
                 switched += 1
-            self._story.append(
-                f"{chosen.name}: {'dies before ' if crash else ''}{chosen.waiting_for}"
-            )
+            step = "dies before" if crash else "does"
+            self._story.append(f"{chosen.name} {step} {chosen.waiting_for}")
             chosen.go(crash=crash)
             crashed = crashed or crash
             last = chosen

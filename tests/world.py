@@ -129,6 +129,8 @@ class Wire:
                 raise _unreachable(call)
             case Fault.CONFLICT:
                 raise _conflict(call)
+            case Fault.THROTTLED if call.service == "s3":
+                raise _aws_error(call, "SlowDown", 503)
             case Fault.THROTTLED:
                 raise _aws_error(call, "ThrottlingException", 400)
 
@@ -196,10 +198,12 @@ class Clock:
 class PaintedModel:
     """A model that paints a small picture of the right shape, or fails as it is told."""
 
-    def __init__(self, wire: Wire, failure: Exception | None = None) -> None:
+    def __init__(
+        self, wire: Wire, failure: Exception | None, take_time: Callable[[], None]
+    ) -> None:
         self._wire = wire
         self._failure = failure
-        self.picture: bytes | None = None
+        self._take_time = take_time
 
     def generate(self, prompt: str, ratio: AspectRatio, deadline: Deadline) -> bytes:
         assert prompt
@@ -208,9 +212,10 @@ class PaintedModel:
         return cast("bytes", self._wire.call(Call("model", "generate"), lambda: self._paint(ratio)))
 
     def _paint(self, ratio: AspectRatio) -> bytes:
+        self._take_time()
         if self._failure is not None:
             raise self._failure
-        return self.picture or small_picture(ratio)
+        return small_picture(ratio)
 
 
 def small_picture(ratio: AspectRatio) -> bytes:
@@ -279,7 +284,12 @@ class World:
         """A deadline on this world's clock."""
         return Deadline(seconds, self.clock)
 
-    def process(self, wire: Wire | None = None, failure: Exception | None = None) -> Process:
+    def process(
+        self,
+        wire: Wire | None = None,
+        failure: Exception | None = None,
+        model_takes_s: float = 0,
+    ) -> Process:
         """A new process; ``failure`` is what its model answers with."""
         wire = wire or Wire()
         dynamodb: Any = OnWire(self.engine.dynamodb, "dynamodb", wire)
@@ -288,7 +298,7 @@ class World:
         table = Table(dynamodb, self.table, self.clock.sleep, jitter=lambda: 0.5)
         ledger = Ledger(table, self.clock)
         images = Images(lambda: s3, self.engine.bucket, BASE_URL, self.clock.sleep)
-        model = PaintedModel(wire, failure)
+        model = PaintedModel(wire, failure, lambda: self.clock.sleep(model_takes_s))
         return Process(
             wire=wire,
             ledger=ledger,

@@ -525,10 +525,13 @@ class _Painter:
         self._fixed_picture = fixed_picture
         self._lock = threading.Lock()
         self._painted: dict[str, bytes] = {}
+        # More painters than cores would only keep the rest of the process from running.
+        self._brushes = threading.Semaphore(os.cpu_count() or 1)
 
     def jpeg(self, prompt: str, ratio: str) -> bytes:
         if not self._fixed_picture:
-            return _as_jpeg(paint(prompt, ratio))
+            with self._brushes:
+                return _as_jpeg(paint(prompt, ratio))
         with self._lock:
             if ratio not in self._painted:
                 self._painted[ratio] = _as_jpeg(paint("A picture for benchmarks", ratio))

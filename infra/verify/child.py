@@ -79,7 +79,9 @@ class Child:
 
     def last_words(self) -> str:
         """The end of what it wrote."""
-        return self._log.read_bytes()[-_LOG_BYTES:].decode(errors="replace")
+        with self._log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return log.read().decode(errors="replace")
 
     def stop(self) -> None:
         """Kills the command and all that it started."""

@@ -14,9 +14,9 @@ import boto3
 from botocore.config import Config
 
 from infra.local.aws import REGION
+from infra.template import Template
 from infra.verify import tools
 from infra.verify.child import Child, NotReadyError
-from lib.clients import CONNECT_S, DYNAMODB_READ_S, MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -77,6 +77,7 @@ class DynamoDbLocal:
             self.stop()
             raise
         self.url = f"http://127.0.0.1:{_port(child)}"
+        self._warm_up()
 
     def stop(self) -> None:
         """Ends it; all tables are gone."""
@@ -85,26 +86,32 @@ class DynamoDbLocal:
         self._directory.cleanup()
 
     def client(self) -> "DynamoDBClient":
-        """A client that waits and retries as the service's own; its credentials choose the tables.
+        """A client that waits long and never tries again.
 
         DynamoDB Local keeps a database for each access key and region; this one is the embedded
         AWS's.
         """
-        config = Config(
-            connect_timeout=CONNECT_S,
-            read_timeout=DYNAMODB_READ_S,
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=MAX_CONNECTIONS,
-            proxies={},
-        )
         return boto3.client(
             "dynamodb",
             endpoint_url=self.url,
             region_name=REGION,
             aws_access_key_id="local",
             aws_secret_access_key="local",  # noqa: S106 - nobody checks it
-            config=config,
+            config=Config(
+                connect_timeout=10,
+                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 1},
+                max_pool_connections=64,
+                proxies={},
+            ),
         )
+
+    def _warm_up(self) -> None:
+        """The first table takes a young JVM longer than the service would ever wait."""
+        client = self.client()
+        client.create_table(**Template.from_file().table_definition("warm-up"))
+        client.delete_table(TableName="warm-up")
+        client.close()
 
 
 def _port(child: Child) -> int | None:

@@ -5,10 +5,8 @@ a new one at the request after a death. A runtime that dies between two requests
 the second, which fails.
 """
 
-import contextlib
 import json
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,16 +120,6 @@ class LambdaRuntime:
         """The process id of the runtime, if there is one."""
         children = self._child.children() if self._child else []
         return children[0] if children else None
-
-    def send(self, which: signal.Signals) -> bool:
-        """Sends a signal to the runtime; false when there is none."""
-        pid = self.runtime_pid()
-        if pid is None:
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, which)
-            return True
-        return False
 
     def last_words(self) -> str:
         """The end of what the emulator and the function wrote."""

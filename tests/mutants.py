@@ -1,0 +1,247 @@
+"""The money protocol, broken on purpose: each break must be noticed by the test named beside it.
+
+``make mutants`` copies the project, breaks one thing at a time and runs those tests. It fails when
+they pass, that is when a break survives, and when a break no longer fits the code.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("lib", "handlers", "infra", "tests", "pyproject.toml", "template.yaml")
+TEST_RUN_TAKES_AT_MOST_S = 600
+AT_ONCE = 2
+
+LEDGER = "tests/test_ledger.py::"
+CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_invents_a_credit"
+ORDERS = "tests/test_interleavings.py::test_in_every_order_the_books_are_sound"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One break: in ``file``, ``old`` becomes ``new``; ``test`` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "debit without looking at the balance",
+        "lib/reservation.py",
+        'has_credits = "credits >= :price"',
+        'has_credits = "(credits >= :price OR credits < :price)"',
+        LEDGER + "test_without_five_credits_nothing_is_written_and_the_balance_is_told[moto]",
+    ),
+    Mutant(
+        "overwrite a generation of the same millisecond",
+        "lib/reservation.py",
+        'never_used = "attribute_not_exists(pk)"',
+        'never_used = "attribute_not_exists(pk) OR attribute_exists(pk)"',
+        LEDGER + "test_generations_of_one_millisecond_get_milliseconds_of_their_own[moto]",
+    ),
+    Mutant(
+        "take an idempotency key that is taken",
+        "lib/reservation.py",
+        'key_is_free = "attribute_not_exists(pk) OR expiresAt <= :now"',
+        'key_is_free = "attribute_not_exists(pk) OR expiresAt > :now OR expiresAt <= :now"',
+        ORDERS + "[moto-two requests with one key]",
+    ),
+    Mutant(
+        "take over a key that was freed, whoever took it since",
+        "lib/reservation.py",
+        'key_is_free += " OR generation = :released"',
+        'key_is_free += " OR generation >= :released"',
+        ORDERS + "[moto-two retries after a refund]",
+    ),
+    Mutant(
+        "not recognise the own debit after a lost answer",
+        "lib/reservation.py",
+        "if _failed(generation) and _attempt_id(generation) == mine.attempt_id:",
+        "if _failed(generation) and _attempt_id(generation) is None:",
+        LEDGER + "test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again[moto]",
+    ),
+    Mutant(
+        "count nothing against the minute's limit",
+        "lib/reservation.py",
+        'count = "rateUsed = rateUsed + :one"',
+        'count = "rateUsed = rateUsed + :one - :one"',
+        LEDGER + "test_the_limit_of_a_minute_is_kept_and_the_next_minute_begins_anew[moto]",
+    ),
+    Mutant(
+        "settle whatever the status",
+        "lib/ledger.py",
+        """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        update: dict""",
+        """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
+        update: dict""",
+        LEDGER + "test_what_is_refunded_can_not_be_settled[moto]",
+    ),
+    Mutant(
+        "refund whatever the status",
+        "lib/ledger.py",
+        """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        values = {""",
+        """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
+        values = {""",
+        LEDGER + "test_refunding_twice_pays_back_once[moto]",
+    ),
+    Mutant(
+        "check, then refund without a condition",
+        "lib/ledger.py",
+        """        release = self._release(generation, failure_code, revisit_at)
+""",
+        """        found = self.generation(generation.organisation, generation.created_ms, deadline)
+        if found is None or found.status is not Status.RESERVED:
+            return found.status if found else Status.REFUNDED
+        release = self._release(generation, failure_code, revisit_at)
+        release["ConditionExpression"] = "#status = :reserved OR attemptId = :attemptId"
+""",
+        ORDERS + "[moto-two reconcilers and an abandoned reservation]",
+    ),
+    Mutant(
+        "forget the fence: keep the image of a refunded generation",
+        "lib/generation.py",
+        """        except ReservationGone as fault:
+            self._delete(generation, observation)
+            lost = ReservationLost()
+            _report(lost, generation, observation)
+            raise lost from fault
+""",
+        """        except ReservationGone:
+            observation.count("Fenced")
+""",
+        ORDERS + "[moto-a slow request and the reconciler]",
+    ),
+    Mutant(
+        "delete the image before the refund is decided",
+        "lib/generation.py",
+        "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n",
+        "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n"
+        "        self._delete(generation, observation)\n",
+        ORDERS + "[moto-a refund in doubt and the reconciler's settle]",
+    ),
+    Mutant(
+        "reconciler: delete first, refund afterwards",
+        "lib/reconciliation.py",
+        "        revisit_at = int(self._clock()) + LEASE_S\n",
+        "        revisit_at = int(self._clock()) + LEASE_S\n"
+        "        self._images.delete(hold.image_key)\n",
+        ORDERS + "[moto-a slow request and the reconciler]",
+    ),
+    Mutant(
+        "reconciler: never come back for an image that arrives late",
+        "lib/reconciliation.py",
+        "self._ledger.refund(hold, EXPIRED, deadline, revisit_at)",
+        "self._ledger.refund(hold, EXPIRED, deadline)",
+        ORDERS + "[moto-a slow request and the reconciler]",
+    ),
+    Mutant(
+        "reconciler: settle without looking at the image",
+        "lib/reconciliation.py",
+        "if stored is not None and is_whole_png(stored.content):",
+        "if stored is not None or self._clock():",
+        CRASHES + "[moto-reconciler refunds]",
+    ),
+    Mutant(
+        "reconciler: refund without looking for the image",
+        "lib/reconciliation.py",
+        "if stored is not None and is_whole_png(stored.content):",
+        "if stored is None and self._clock() < 0:",
+        CRASHES + "[moto-success in a minute that has begun]",
+    ),
+    Mutant(
+        "leave our own bugs unrefunded",
+        "lib/generation.py",
+        "except Exception as fault:",
+        "except ArithmeticError as fault:",
+        CRASHES + "[moto-failure: RuntimeError]",
+    ),
+    Mutant(
+        "answer 500 when a settle goes unheard",
+        "lib/generation.py",
+        'observation.count("SettlesLeftToReconciler")',
+        "raise UnexpectedFailure from fault",
+        CRASHES + "[moto-success in a minute that has begun]",
+    ),
+    Mutant(
+        "reuse a lease that has passed: a reservation is born expired",
+        "lib/ledger.py",
+        "lease_expires_at=now_ms // 1000 + lease_s,",
+        "lease_expires_at=now_ms // 1000,",
+        LEDGER + "test_a_reservation_takes_five_credits_and_opens_a_generation[moto]",
+    ),
+    Mutant(
+        "overwrite the image of another attempt",
+        "lib/storage.py",
+        '            IfNoneMatch="*",\n',
+        "",
+        "tests/test_storage.py::test_an_image_of_another_attempt_is_never_overwritten[moto]",
+    ),
+)
+
+
+@contextmanager
+def broken(mutant: Mutant) -> Iterator[Path]:
+    """A copy of the project with this one break in it."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        target = copy / mutant.file
+        text = target.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            raise LookupError(f"{mutant.name}: the code it breaks is not there once any more")
+        target.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        yield copy
+
+
+def outcome(mutant: Mutant) -> str:
+    """``caught``, or what is wrong with this mutant."""
+    try:
+        with broken(mutant) as copy:
+            run = subprocess.run(  # noqa: S603 - our own interpreter on our own tests
+                [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test],
+                cwd=copy,
+                env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+                capture_output=True,
+                text=True,
+                timeout=TEST_RUN_TAKES_AT_MOST_S,
+                check=False,
+            )
+    except LookupError as fault:
+        return str(fault)
+    failed = run.returncode == 1 and "1 failed" in run.stdout
+    if failed:
+        return "caught"
+    return "SURVIVED" if run.returncode == 0 else f"the test did not run:\n{run.stdout[-1500:]}"
+
+
+def main() -> int:
+    """Tries every mutant; the exit status is 1 when one is not caught."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(pool.map(outcome, MUTANTS))
+    for mutant, result in zip(MUTANTS, outcomes, strict=True):
+        print(f"{result:>8}  {mutant.name}  ({mutant.test.rpartition('::')[2]})")  # noqa: T201 - a command prints
+    caught = outcomes.count("caught")
+    print(f"{caught} of {len(MUTANTS)} mutants caught")  # noqa: T201 - a command prints
+    return 0 if caught == len(MUTANTS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1463 @@
+"""The HTTP contract of the paid route, word for word, as a client on a socket sees it."""
+
+import base64
+import binascii
+import hashlib
+import http.client
+import io
+import json
+import logging
+import os
+import re
+import string
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+import handlers.generate
+from infra.local.functions import LambdaContext
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, Received
+from infra.local.gemini_stand_in import Answer as ModelAnswer
+from infra.local.stack import LocalStack
+from infra.template import PROJECT_ROOT
+
+GENERATE = "/api/v1/models/gemini/generate"
+CREDITS = "/api/v1/billing/credits"
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+PROMPT_MISSING = {"error": "Missing required field: prompt (string)"}
+NOT_AUTHENTICATED = {"error": "Invalid or missing API key"}
+BODY_LIMIT = 64 * 1024
+NESTING = 60_000
+# API Gateway hands a JSON body to the function as text, and one of an unknown type as base64.
+TEXT, BASE64 = "application/json", "application/octet-stream"
+BODY_FORMS = pytest.mark.parametrize("form", [TEXT, BASE64], ids=["text", "base64"])
+SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+SENTENCE = re.compile(r"[A-Z][\w '(),.:;/-]{9,200}")
+# The way in which the stand-in misbehaves, if it is not over at once.
+LONG = frozenset({"hang", "hang-after-headers", "drip", "drip-headers", "slow"})
+
+Headers = Mapping[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end; header names in lower case."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: Headers | list[tuple[str, str]] | None = None,
+) -> Answer:
+    address = urlsplit(url)
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else headers or []
+    connection = http.client.HTTPConnection(address.netloc, timeout=40)
+    try:
+        connection.putrequest(method, url.partition(address.netloc)[2])
+        for name, value in pairs:
+            connection.putheader(name, value.encode("latin-1"))
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        received = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, received, response.read())
+    finally:
+        connection.close()
+
+
+class Customer:
+    """An organisation of its own, so that tests don't spend each other's credits."""
+
+    _numbers = count(1)
+
+    def __init__(self, stack: LocalStack, credits_: int = 100) -> None:
+        self.stack = stack
+        self.organisation = f"customer{next(self._numbers)}"
+        self.key = stack.open_account(self.organisation, credits_)
+
+    def generate(self, prompt: str = "A fox", *, idempotency_key: str = "", **fields: Any) -> Answer:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
+
+    def post(self, body: bytes, form: str = TEXT, headers: Headers | None = None) -> Answer:
+        all_headers = {"Authorization": f"Bearer {self.key}", "Content-Type": form} | (
+            dict(headers) if headers else {}
+        )
+        answer = fetch(self.stack.url + GENERATE, "POST", body, all_headers)
+        assert_well_formed(answer)
+        return answer
+
+    def invoke(self, body: object, *, is_base64: bool, headers: Headers | None = None) -> Answer:
+        """The answer to an event that no gateway on a socket would make."""
+        own = {"authorization": f"Bearer {self.key}", "content-type": TEXT}
+        answer = invoke(event_of(body, is_base64=is_base64, headers=own | dict(headers or {})))
+        assert_well_formed(answer)
+        return answer
+
+    def balance(self) -> int:
+        answer = fetch(self.stack.url + CREDITS, headers={"Authorization": f"Bearer {self.key}"})
+        assert answer.json() == {"credits": answer.json()["credits"], "creditsPerImage": 5}
+        credits_: int = answer.json()["credits"]
+        return credits_
+
+    def stored(self) -> list[str]:
+        """The key of everything that was ever put, once for each time."""
+        prefix = f"generated/gemini/{self.organisation}/"
+        bucket = self.stack.aws.client("s3")
+        listing = bucket.list_object_versions(Bucket=self.stack.bucket, Prefix=prefix)
+        return [version["Key"] for version in listing.get("Versions", [])]
+
+    def change_row(self, sort_key: str, change: str, value: int) -> None:
+        """Changes a row of the table, where a test can't wait for time to do it."""
+        self.stack.aws.client("dynamodb").update_item(
+            TableName=self.stack.table,
+            Key={"pk": {"S": f"ORG#{self.organisation}"}, "sk": {"S": sort_key}},
+            UpdateExpression=change,
+            ConditionExpression="attribute_exists(pk)",
+            ExpressionAttributeValues={":value": {"N": str(value)}},
+        )
+
+
+def event_of(body: object, *, is_base64: bool, headers: Headers) -> dict[str, object]:
+    """API Gateway's event, payload format 2.0."""
+    return {
+        "version": "2.0",
+        "routeKey": f"POST {GENERATE}",
+        "rawPath": GENERATE,
+        "rawQueryString": "",
+        "headers": {"host": "api.example.com", "x-forwarded-proto": "https", **headers},
+        "requestContext": {
+            "accountId": "123456789012",
+            "apiId": "api",
+            "domainName": "api.example.com",
+            "domainPrefix": "api",
+            "http": {
+                "method": "POST",
+                "path": GENERATE,
+                "protocol": "HTTP/1.1",
+                "sourceIp": "192.0.2.1",
+                "userAgent": "test",
+            },
+            "requestId": "JKJaXmPLvHcESHA=",
+            "routeKey": f"POST {GENERATE}",
+            "stage": "$default",
+            "time": "22/Nov/2026:12:00:00 +0000",
+            "timeEpoch": 1795348800000,
+        },
+        "body": body,
+        "isBase64Encoded": is_base64,
+    }
+
+
+def invoke(event: dict[str, object]) -> Answer:
+    result: Any = handlers.generate.handler(event, LambdaContext("Generate", "1024", 29.0))
+    assert result.get("isBase64Encoded", False) is False
+    headers = {name.lower(): str(value) for name, value in result["headers"].items()}
+    return Answer(result["statusCode"], headers, result["body"].encode())
+
+
+def assert_well_formed(answer: Answer) -> None:
+    """What holds for every answer of the paid route."""
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.headers["x-request-id"].strip()
+    assert "location" not in answer.headers
+    charged = answer.status == 200 and "idempotent-replayed" not in answer.headers
+    assert answer.headers["x-credits-charged"] == ("5" if charged else "0"), answer
+    if answer.status == 200:
+        assert "x-error-code" not in answer.headers
+    else:
+        assert SNAKE_CASE.fullmatch(answer.headers["x-error-code"]), answer
+
+
+def assert_bad_request(answer: Answer, *words: str) -> None:
+    """A 400 whose body is one sentence that contains ``words``, and nothing else."""
+    assert answer.status == 400, answer
+    assert set(answer.json()) == {"error"}
+    assert SENTENCE.fullmatch(answer.json()["error"]), answer
+    for word in words:
+        assert word in answer.json()["error"]
+
+
+def picture_at(url: str) -> Image.Image:
+    answer = fetch(url)
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    picture = Image.open(io.BytesIO(answer.body), formats=["PNG"])
+    picture.load()
+    return picture
+
+
+def positive(text: str) -> int:
+    """The value of a Retry-After that a client can use: whole seconds, at least one."""
+    assert re.fullmatch(r"[1-9]\d*", text), text
+    return int(text)
+
+
+# What the model answers unless a test says otherwise.
+
+
+@cache
+def plain_answer(ratio: str) -> ModelAnswer:
+    width, height = (int(side) for side in ratio.split(":"))
+    scale = 256 // max(width, height)
+    buffer = io.BytesIO()
+    Image.new("RGB", (width * scale, height * scale), "teal").save(buffer, "JPEG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return model_says({"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]})
+
+
+def model_says(content: object, finish_reason: str = "STOP", **more: object) -> ModelAnswer:
+    candidate = {"content": content, "finishReason": finish_reason, "index": 0}
+    return ModelAnswer(200, json.dumps({"candidates": [candidate], **more}).encode())
+
+
+def prompt_of(request: Received) -> str:
+    assert isinstance(request.body, dict)
+    prompt: str = request.body["contents"][0]["parts"][0]["text"]
+    return prompt
+
+
+def plain_picture(request: Received) -> ModelAnswer | None:
+    """One colour in the ratio asked for; directives in the prompt are left to the stand-in."""
+    if re.search(r"\[(fail|slow):", prompt_of(request)):
+        return None
+    assert isinstance(request.body, dict)
+    return plain_answer(request.body["generationConfig"]["imageConfig"]["aspectRatio"])
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    with LocalStack(latency_s=0) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
+        # Every object that was ever put stays visible to Customer.stored.
+        running.aws.client("s3").put_bucket_versioning(
+            Bucket=running.bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+        yield running
+
+
+@pytest.fixture(scope="module")
+def visitor(stack: LocalStack) -> Customer:
+    """One customer for all requests that must cost nothing."""
+    return Customer(stack)
+
+
+@pytest.fixture
+def customer(stack: LocalStack) -> Customer:
+    return Customer(stack)
+
+
+@contextmanager
+def model(stack: LocalStack, script: Callable[[Received], ModelAnswer | None]) -> Iterator[None]:
+    """The model answers with ``script`` for a while."""
+    assert stack.stand_in is not None
+    stack.stand_in.answer_with(script)
+    try:
+        yield
+    finally:
+        stack.stand_in.answer_with(plain_picture)
+
+
+def prompts_sent(stack: LocalStack) -> list[str]:
+    assert stack.stand_in is not None
+    return [prompt_of(request) for request in stack.stand_in.requests]
+
+
+# 200
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_success_is_four_fields_and_one_png_of_the_shape_asked_for(
+    customer: Customer, ratio: str
+) -> None:
+    before_ms = time.time() * 1000
+
+    answer = customer.generate(aspectRatio=ratio)
+
+    body = answer.json()
+    assert answer.status == 200
+    assert list(body) == ["imageUrl", "mimeType", "creditsCharged", "durationMs"]
+    assert (body["mimeType"], body["creditsCharged"]) == ("image/png", 5)
+    assert type(body["durationMs"]) is int
+    assert 0 <= body["durationMs"] <= time.time() * 1000 - before_ms + 1
+    assert "idempotent-replayed" not in answer.headers
+    width, height = picture_at(body["imageUrl"]).size
+    wanted_width, wanted_height = (int(side) for side in ratio.split(":"))
+    assert width * wanted_height == height * wanted_width
+    assert customer.balance() == 95
+    assert len(customer.stored()) == 1
+
+
+def test_an_image_is_stored_once_under_its_organisation_and_its_time(customer: Customer) -> None:
+    before_ms = int(time.time() * 1000)
+
+    url = customer.generate().json()["imageUrl"]
+
+    path = urlsplit(url).path
+    found = re.fullmatch(
+        rf"/images/(generated/gemini/{customer.organisation}/(\d{{13}})\.png)", path
+    )
+    assert found, path
+    assert before_ms <= int(found[2]) <= time.time() * 1000
+    assert customer.stored() == [found[1]]
+
+
+def test_a_stored_image_is_a_png_that_caches_may_keep_for_ever(
+    stack: LocalStack, customer: Customer
+) -> None:
+    url = customer.generate().json()["imageUrl"]
+    (key,) = customer.stored()
+
+    stored = stack.aws.client("s3").head_object(Bucket=stack.bucket, Key=key)
+    served = fetch(url)
+
+    assert stored["ContentType"] == served.headers["content-type"] == "image/png"
+    caching = "public, max-age=31536000, immutable"
+    assert stored["CacheControl"] == served.headers["cache-control"] == caching
+    assert len(served.body) == stored["ContentLength"]
+
+
+@BODY_FORMS
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"aspectRatio": None}, {"aspectRatio": "1:1"}],
+    ids=["no ratio", "a null ratio", "1:1"],
+)
+def test_a_missing_or_null_ratio_is_a_square(
+    customer: Customer, fields: dict[str, object], form: str
+) -> None:
+    answer = customer.post(json.dumps({"prompt": "A fox", **fields}).encode(), form)
+
+    assert answer.status == 200
+    width, height = picture_at(answer.json()["imageUrl"]).size
+    assert width == height
+
+
+@BODY_FORMS
+def test_unknown_fields_are_ignored_whatever_is_in_them(customer: Customer, form: str) -> None:
+    others = {"model": "gemini-2.0-flash", "n": 4, "": None, "Prompt": 1, "aspect_ratio": "7:1"}
+
+    answer = customer.post(json.dumps({**others, "prompt": "A fox"}).encode(), form)
+
+    assert answer.status == 200
+    assert customer.balance() == 95
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 4_000, "0." + "1" * 60_000, "-0"])
+def test_any_json_number_in_an_unknown_field_is_ignored(customer: Customer, number: str) -> None:
+    answer = customer.post(b'{"prompt": "A fox", "seed": ' + number.encode() + b"}")
+
+    assert answer.status == 200, answer
+
+
+PROMPTS = {
+    "emoji": "A 🦊 and 👩‍👩‍👧‍👦 under a 🏳️‍🌈",
+    "right to left": "ثعلب أحمر in שלג \u202e reversed \u202c",
+    "control characters": "A\x01\x02\x1b[31mred\x7f fox\x9f",
+    "NUL": "A\x00fox",
+    "lines": "A fox\r\n\r\nX-Injected: yes\n\ttail",
+    "quotes": """'"`${}%s{0}\\u0041\\" OR 1=1; -- </script>""",
+    "outside the basic plane": "\U0001d54f \U0010fffd",
+    "not a character": "\ufffe\uffff",
+    "combining marks": "Z" + "\u0301" * 200,
+    "one character": "x",
+    "blank at both ends": "  A fox \n",
+    "a directive of no meaning": "[nothing:here]",
+}
+
+
+@BODY_FORMS
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_a_prompt_of_any_characters_reaches_the_model_as_it_is(
+    stack: LocalStack, customer: Customer, prompt: str, form: str
+) -> None:
+    raw = json.dumps({"prompt": prompt}, ensure_ascii=form == TEXT).encode()
+
+    answer = customer.post(raw, form)
+
+    assert answer.status == 200, answer
+    assert prompts_sent(stack)[-1] == prompt
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "🦊"], ids=["ASCII", "two bytes", "four bytes"])
+def test_a_prompt_may_have_4000_characters(customer: Customer, character: str) -> None:
+    raw = json.dumps({"prompt": character * 4_000}, ensure_ascii=False).encode()
+
+    assert customer.post(raw).status == 200
+
+
+# 400
+
+
+def bodies(**named: object) -> dict[str, bytes]:
+    return {name.replace("_", " "): json.dumps(body).encode() for name, body in named.items()}
+
+
+WITHOUT_PROMPT = {
+    **bodies(
+        missing={},
+        only_a_ratio={"aspectRatio": "16:9"},
+        another_case={"Prompt": "A fox"},
+        an_integer={"prompt": 5},
+        a_fraction={"prompt": 1.5},
+        null={"prompt": None},
+        a_list={"prompt": ["A fox"]},
+        an_empty_list={"prompt": []},
+        an_object={"prompt": {"text": "A fox"}},
+        true={"prompt": True},
+        false={"prompt": False},
+        empty={"prompt": ""},
+        spaces={"prompt": "   "},
+        tabs_and_lines={"prompt": "\t\r\n \v\f"},
+        unicode_spaces={"prompt": "\u00a0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"},
+        blank_and_a_ratio={"prompt": " ", "aspectRatio": "16:9"},
+        a_blank_longer_than_any_prompt={"prompt": " " * 5_000},
+    ),
+    "a large integer": b'{"prompt": ' + b"9" * 4_000 + b"}",
+    "a number beyond any float": b'{"prompt": 1e999}',
+    "a second prompt that is a number": b'{"prompt": "A fox", "prompt": 5}',
+}
+
+
+@BODY_FORMS
+@pytest.mark.parametrize("body", WITHOUT_PROMPT.values(), ids=WITHOUT_PROMPT)
+def test_a_request_without_a_prompt_is_told_so_in_the_words_of_the_reference(
+    visitor: Customer, body: bytes, form: str
+) -> None:
+    answer = visitor.post(body, form)
+
+    assert (answer.status, answer.json()) == (400, PROMPT_MISSING)
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+WRONG_RATIOS = bodies(
+    an_unknown_one={"aspectRatio": "7:5"},
+    a_word={"aspectRatio": "square"},
+    blanks_around={"aspectRatio": " 16:9 "},
+    a_leading_zero={"aspectRatio": "16:09"},
+    another_separator={"aspectRatio": "16/9"},
+    full_width_digits={"aspectRatio": "\uff11:\uff11"},
+    a_line_end={"aspectRatio": "1:1\n"},
+    empty={"aspectRatio": ""},
+    a_number={"aspectRatio": 1},
+    a_fraction={"aspectRatio": 1.78},
+    true={"aspectRatio": True},
+    a_list={"aspectRatio": ["1:1"]},
+    an_object={"aspectRatio": {"width": 1, "height": 1}},
+)
+
+
+@BODY_FORMS
+@pytest.mark.parametrize("body", WRONG_RATIOS.values(), ids=WRONG_RATIOS)
+def test_a_ratio_outside_the_ten_is_answered_with_the_ten(
+    visitor: Customer, body: bytes, form: str
+) -> None:
+    raw = json.dumps({"prompt": "A fox", **json.loads(body)}).encode()
+
+    answer = visitor.post(raw, form)
+
+    assert_bad_request(answer, "aspectRatio")
+    assert re.findall(r"\d+:\d+", answer.json()["error"]) == list(RATIOS)
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+# Each with the word that makes its sentence clear.
+UNREADABLE = {
+    "empty": (b"", ""),
+    "blank": (b" \n", "JSON"),
+    "a word": (b"fox", "JSON"),
+    "a form": (b"prompt=A+fox", "JSON"),
+    "cut short": (b'{"prompt": "A fox"', "JSON"),
+    "something after it": (b'{"prompt": "A fox"} {}', "JSON"),
+    "single quotes": (b"{'prompt': 'A fox'}", "JSON"),
+    "a comma too many": (b'{"prompt": "A fox",}', "JSON"),
+    "a comment": (b'{"prompt": "A fox"} // please', "JSON"),
+    "a line end in a string": (b'{"prompt": "A\nfox"}', "JSON"),
+    "a NUL after it": (b'{"prompt": "A fox"}\x00', "JSON"),
+    "NaN for a prompt": (b'{"prompt": NaN}', "JSON"),
+    "NaN elsewhere": (b'{"prompt": "A fox", "seed": NaN}', "JSON"),
+    "Infinity": (b'{"prompt": "A fox", "seed": -Infinity}', "JSON"),
+    # RFC 8259 lets a reader limit the digits of a number.
+    "a huge integer for a prompt": (b'{"prompt": ' + b"9" * 60_000 + b"}", ""),
+    "a huge integer elsewhere": (b'{"prompt": "A fox", "seed": ' + b"9" * 60_000 + b"}", ""),
+    "an array": (b'[{"prompt": "A fox"}]', "object"),
+    "a string": (b'"A fox"', "object"),
+    "a number": (b"5", "object"),
+    "null": (b"null", "object"),
+    "true": (b"true", "object"),
+    "Latin-1": ('{"prompt": "Füchse"}'.encode("latin-1"), "UTF-8"),
+    "an overlong encoding": (b'{"prompt": "A \xc0\xaf fox"}', "UTF-8"),
+    "an encoded surrogate": (b'{"prompt": "A \xed\xa0\x80 fox"}', "UTF-8"),
+    "UTF-16": ('{"prompt": "A fox"}'.encode("utf-16"), "UTF-8"),
+    "UTF-16 without a mark": ('{"prompt": "A fox"}'.encode("utf-16-le"), ""),
+    "UTF-32": ('{"prompt": "A fox"}'.encode("utf-32"), "UTF-8"),
+    "a byte order mark": ('{"prompt": "A fox"}'.encode("utf-8-sig"), ""),
+    "a lone high surrogate": (b'{"prompt": "A \\ud800 fox"}', ""),
+    "a lone low surrogate": (b'{"prompt": "A \\udc00 fox"}', ""),
+    "surrogates the wrong way round": (b'{"prompt": "\\udd8a\\ud83e"}', ""),
+    "gzip": (b"\x1f\x8b\x08\x00" + zlib.compress(b'{"prompt": "A fox"}'), "UTF-8"),
+    "open brackets": (b"[" * NESTING, ""),
+    "open braces": (b'{"a":' * (NESTING // 5), ""),
+    "a deep array": (b"[" * (NESTING // 2) + b"]" * (NESTING // 2), ""),
+    "a deep prompt": (
+        b'{"prompt": ' + b"[" * (NESTING // 2) + b"]" * (NESTING // 2) + b"}",
+        "",
+    ),
+    "a deep unknown field": (
+        b'{"prompt": "A fox", "a": ' + b"[" * (NESTING // 2) + b"]" * (NESTING // 2) + b"}",
+        "",
+    ),
+}
+
+
+@BODY_FORMS
+@pytest.mark.parametrize(("body", "word"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_body_that_cant_be_read_is_told_why_in_one_sentence(
+    visitor: Customer, body: bytes, word: str, form: str
+) -> None:
+    answer = visitor.post(body, form)
+
+    assert_bad_request(answer, word)
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+BROKEN_BASE64 = {
+    "foreign characters": "*#*eyJwcm9tcHQiOiAiQSBmb3gifQ==",
+    "padding missing": base64.b64encode(b'{"prompt": "A fox"}').decode().rstrip("="),
+    "padding in the middle": "eyJw=cm9tcHQiOiAiQSBmb3gifQ==",
+    "one character": "e",
+    "not ASCII": "eyJwcm9tcHQiOiAiQSBmb3gifQ==é",
+    "plain JSON": '{"prompt": "A fox"}',
+}
+
+
+@pytest.mark.parametrize("body", BROKEN_BASE64.values(), ids=BROKEN_BASE64)
+def test_an_event_with_broken_base64_is_told_so(visitor: Customer, body: str) -> None:
+    answer = visitor.invoke(body, is_base64=True)
+
+    assert_bad_request(answer, "base64")
+    assert visitor.balance() == 100
+
+
+@pytest.mark.parametrize("is_base64", [False, True], ids=["text", "base64"])
+@pytest.mark.parametrize("body", [None, ""], ids=["no body", "an empty body"])
+def test_an_event_without_a_body_is_a_bad_request(
+    visitor: Customer, body: object, *, is_base64: bool
+) -> None:
+    assert_bad_request(visitor.invoke(body, is_base64=is_base64))
+
+    without_the_field = event_of(
+        None, is_base64=is_base64, headers={"authorization": f"Bearer {visitor.key}"}
+    )
+    del without_the_field["body"]
+    assert_bad_request(invoke(without_the_field))
+    assert visitor.balance() == 100
+
+
+def test_an_event_whose_text_holds_half_a_surrogate_pair_is_a_bad_request(
+    visitor: Customer,
+) -> None:
+    assert_bad_request(visitor.invoke('{"prompt": "A \ud800 fox"}', is_base64=False))
+
+    assert visitor.balance() == 100
+
+
+def test_an_event_with_a_body_of_whole_base64_works(customer: Customer) -> None:
+    body = base64.b64encode(b'{"prompt": "A fox"}').decode()
+
+    answer = customer.invoke(body, is_base64=True)
+
+    assert answer.status == 200
+    assert customer.balance() == 95
+
+
+@BODY_FORMS
+@pytest.mark.parametrize("character", ["x", "é", "🦊"], ids=["ASCII", "two bytes", "four bytes"])
+def test_a_prompt_of_4001_characters_is_told_the_limit(
+    visitor: Customer, character: str, form: str
+) -> None:
+    raw = json.dumps({"prompt": character * 4_001}, ensure_ascii=False).encode()
+
+    answer = visitor.post(raw, form)
+
+    assert_bad_request(answer)
+    assert re.search(r"\b4,?000\b", answer.json()["error"]), answer
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+def test_of_a_field_that_comes_twice_the_last_counts(stack: LocalStack, customer: Customer) -> None:
+    answer = customer.post(b'{"prompt": "A cat", "prompt": "A fox of the second field"}')
+
+    assert answer.status == 200
+    assert prompts_sent(stack)[-1] == "A fox of the second field"
+
+
+def test_nothing_of_a_refused_request_reaches_the_model(
+    stack: LocalStack, visitor: Customer
+) -> None:
+    visitor.generate("Refused for its ratio", aspectRatio="7:5")
+    visitor.generate("Refused for its key", idempotency_key="k" * 256)
+    Customer(stack, 4).generate("Refused for its balance")
+
+    assert not [prompt for prompt in prompts_sent(stack) if prompt.startswith("Refused")]
+
+
+# 401
+
+DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+SECRET_OF_A_KEY = "S3cretPartOfAKeyWith43CharactersInBase62xyz"
+
+
+def key_of(organisation: str, secret: str = SECRET_OF_A_KEY) -> str:
+    """A key in the published format, with a checksum that is right."""
+    assert len(secret) == 43
+    head = f"gg_{organisation}_{secret}"
+    number = zlib.crc32(head.encode())
+    check = ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        check = DIGITS[digit] + check
+    return head + check
+
+
+def register(stack: LocalStack, **times: str | None) -> Customer:
+    """A customer with 100 credits whose one key is ``key_of`` it, written by hand."""
+    customer = Customer(stack)
+    customer.key = key_of(customer.organisation)
+    entry = {
+        "id": "0123456789abcdef",
+        "sha256": hashlib.sha256(customer.key.encode()).hexdigest(),
+        "createdAt": "2026-01-01T00:00:00Z",
+        "expiresAt": None,
+        "revokedAt": None,
+    }
+    stack.aws.client("secretsmanager").put_secret_value(
+        SecretId=os.environ["ORG_SECRET_PREFIX"] + customer.organisation,
+        SecretString=json.dumps({"keys": [entry | times]}),
+    )
+    return customer
+
+
+def bearer(value: str) -> list[tuple[str, str]]:
+    return [("Authorization", f"Bearer {value}")]
+
+
+def wrong_credentials(stack: LocalStack, real: Customer) -> dict[str, list[tuple[str, str]]]:
+    key, organisation = real.key, real.organisation
+    other_last = "0" if key[-1] != "0" else "1"
+    unknown = "nobody-has-this-name"
+    in_basic = base64.b64encode(f"{organisation}:{key}".encode()).decode()
+    secret = key.removeprefix(f"gg_{organisation}_")[:43]
+    revoked, expired = "2026-02-01T00:00:00Z", "2026-02-01T00:00:00Z"
+    return {
+        "no header": [],
+        "an empty header": [("Authorization", "")],
+        "a scheme alone": [("Authorization", "Bearer")],
+        "a key alone": [("Authorization", key)],
+        "another scheme": [("Authorization", f"Token {key}")],
+        "basic": [("Authorization", f"Basic {in_basic}")],
+        "no blank": [("Authorization", f"Bearer{key}")],
+        "two keys": bearer(f"{key} {key}"),
+        "two headers": bearer(key) + bearer(key),
+        "quotes": bearer(f'"{key}"'),
+        "a parameter": bearer(f"key={key}"),
+        "a prefix alone": bearer("gg_"),
+        "nothing but underscores": bearer("_" * 60),
+        "cut short": bearer(key[:-1]),
+        "too long": bearer(key + "0"),
+        "another checksum": bearer(key[:-1] + other_last),
+        "another case": bearer(key.upper()),
+        "not ours": bearer("sk-proj-0123456789abcdefghijklmnopqrstuvwxyz0123456789"),
+        "not ASCII": bearer("gg_\xe9\xff_" + "x" * 49),
+        "very long": bearer("gg_x_" + "x" * 8_000),
+        "never issued": bearer(key_of(organisation)),
+        "of nobody": bearer(key_of(unknown)),
+        "of another organisation": bearer(key_of(stack.organisation, secret)),
+        "an organisation that is a path": bearer(key_of("../" + organisation)),
+        "an organisation in capitals": bearer(key_of(organisation.upper())),
+        "revoked": bearer(register(stack, revokedAt=revoked).key),
+        "expired": bearer(register(stack, expiresAt=expired).key),
+        "in another header": [("X-Api-Key", key)],
+        "in a cookie": [("Cookie", f"Authorization=Bearer {key}")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", GENERATE, b'{"prompt": "A fox"}'),
+        ("POST", GENERATE, b'{"prompt": '),
+        ("POST", GENERATE, b"x" * (BODY_LIMIT + 1)),
+        ("GET", CREDITS, None),
+    ],
+    ids=["a good body", "a bad body", "a body over the limit", "the balance"],
+)
+def test_whatever_is_wrong_with_the_credentials_the_answer_is_the_same_401(
+    stack: LocalStack, customer: Customer, method: str, path: str, body: bytes | None
+) -> None:
+    for form in wrong_credentials(stack, customer).items():
+        name, headers = form
+        answer = fetch(stack.url + path, method, body, [("Content-Type", TEXT), *headers])
+
+        assert (answer.status, answer.json()) == (401, NOT_AUTHENTICATED), (name, answer)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["x-error-code"] == "unauthorized"
+        assert answer.headers["x-request-id"]
+        if path == GENERATE:
+            assert_well_formed(answer)
+
+    assert (customer.balance(), customer.stored()) == (100, [])
+
+
+def test_a_key_in_the_address_is_no_credential(stack: LocalStack, customer: Customer) -> None:
+    for name in ("key", "api_key", "access_token", "authorization"):
+        url = f"{stack.url}{GENERATE}?{name}={customer.key}"
+        assert fetch(url, "POST", b'{"prompt": "A fox"}').status == 401
+
+
+def test_a_key_written_by_the_published_format_is_good(stack: LocalStack) -> None:
+    customer = register(stack, expiresAt="2999-01-01T00:00:00Z")
+
+    assert customer.generate().status == 200
+    assert customer.balance() == 95
+
+
+def test_the_name_of_the_scheme_may_be_in_any_case(stack: LocalStack, customer: Customer) -> None:
+    for scheme in ("bearer", "BEARER"):
+        headers = {"Authorization": f"{scheme} {customer.key}"}
+        assert fetch(stack.url + CREDITS, headers=headers).status == 200
+
+
+# 402
+
+
+@pytest.mark.parametrize("credits_", [0, 4])
+def test_a_balance_below_the_price_is_named_and_left_alone(
+    stack: LocalStack, credits_: int
+) -> None:
+    customer = Customer(stack, credits_)
+
+    answer = customer.generate()
+
+    assert answer.status == 402
+    assert answer.headers["x-error-code"] == "insufficient_credits"
+    assert answer.json() == {
+        "error": "Insufficient credits",
+        "creditsRequired": 5,
+        "creditsRemaining": credits_,
+    }
+    assert (customer.balance(), customer.stored()) == (credits_, [])
+
+
+def test_the_last_five_credits_buy_an_image(stack: LocalStack) -> None:
+    customer = Customer(stack, 5)
+
+    assert customer.generate().status == 200
+    assert customer.generate().json()["creditsRemaining"] == 0
+    assert (customer.balance(), len(customer.stored())) == (0, 1)
+
+
+def test_an_idempotency_key_that_met_an_empty_account_works_once_there_are_credits(
+    stack: LocalStack,
+) -> None:
+    customer = Customer(stack, 4)
+    assert customer.generate(idempotency_key="later").status == 402
+
+    customer.change_row("ACCOUNT", "ADD credits :value", 1)
+
+    assert customer.generate(idempotency_key="later").status == 200
+    assert customer.balance() == 0
+
+
+# 413
+
+
+def padded(size: int, filling: str = "x") -> bytes:
+    """A good request of ``size`` bytes, most of them in a field that is ignored."""
+    start, end = b'{"prompt": "A fox", "padding": "', b'"}'
+    room = size - len(start) - len(end)
+    fill = filling.encode()
+    return start + fill * (room // len(fill)) + b"x" * (room % len(fill)) + end
+
+
+@BODY_FORMS
+def test_a_body_of_exactly_64_kib_is_taken(customer: Customer, form: str) -> None:
+    body = padded(BODY_LIMIT)
+    assert len(body) == BODY_LIMIT
+
+    assert customer.post(body, form).status == 200
+
+
+TOO_LARGE = {
+    "one byte more": padded(BODY_LIMIT + 1),
+    "more bytes, fewer characters": padded(BODY_LIMIT + 1, "é"),
+    "much more": padded(5 * 1024 * 1024),
+    "not JSON": b"x" * (BODY_LIMIT + 1),
+    "not UTF-8": b"\xff" * (BODY_LIMIT + 1),
+    "nothing but blanks": b" " * (BODY_LIMIT + 1),
+}
+
+
+@BODY_FORMS
+@pytest.mark.parametrize("body", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_body_over_64_kib_is_refused_before_it_is_read(
+    visitor: Customer, body: bytes, form: str
+) -> None:
+    answer = visitor.post(body, form)
+
+    assert answer.status == 413, answer
+    assert set(answer.json()) == {"error"}
+    assert SENTENCE.fullmatch(answer.json()["error"]), answer
+    assert answer.headers["x-error-code"] == "body_too_large"
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+# What every answer carries
+
+
+def test_every_answer_has_a_request_id_of_its_own(stack: LocalStack, customer: Customer) -> None:
+    authorization = {"Authorization": f"Bearer {customer.key}"}
+    answers = [
+        customer.generate(),
+        customer.generate(""),
+        customer.generate("[fail:safety]"),
+        customer.post(b"x" * (BODY_LIMIT + 1)),
+        Customer(stack, 0).generate(),
+        fetch(stack.url + GENERATE, "POST", b"{}"),
+        fetch(stack.url + CREDITS, headers=authorization),
+        fetch(stack.url + CREDITS),
+        fetch(stack.url + "/healthz"),
+    ]
+
+    statuses = [answer.status for answer in answers]
+    assert statuses == [200, 400, 500, 413, 402, 401, 200, 401, 200]
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == len(answers)
+    assert [a.status for a in answers if "x-error-code" not in a.headers] == [200, 200, 200]
+
+
+def test_no_address_redirects(stack: LocalStack, customer: Customer) -> None:
+    headers = {"Authorization": f"Bearer {customer.key}"}
+    for route in (GENERATE, CREDITS, "/healthz"):
+        for path in (route, route + "/", "/" + route, route.upper(), route.replace("/v1", "")):
+            for method in ("GET", "POST", "HEAD", "PUT", "DELETE"):
+                answer = fetch(stack.url + path, method, b"" if method == "POST" else None, headers)
+                assert not 300 <= answer.status < 400, (method, path)
+                assert "location" not in answer.headers
+
+
+EXPOSED = frozenset(
+    {
+        "idempotent-replayed",
+        "location",
+        "preference-applied",
+        "ratelimit",
+        "ratelimit-policy",
+        "retry-after",
+        "x-credits-charged",
+        "x-error-code",
+        "x-request-id",
+    }
+)
+
+
+def test_a_page_of_any_origin_may_read_every_answer_and_its_headers(
+    stack: LocalStack, customer: Customer
+) -> None:
+    origin = {"Origin": "https://shop.example"}
+    answers = [
+        customer.post(b'{"prompt": "A fox"}', headers=origin),
+        customer.post(b"{}", headers=origin),
+        customer.post(b'{"prompt": "[fail:safety]"}', headers=origin),
+        fetch(stack.url + CREDITS, headers=origin),
+    ]
+
+    assert [answer.status for answer in answers] == [200, 400, 500, 401]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        exposed = answer.headers["access-control-expose-headers"].lower().split(",")
+        assert {name.strip() for name in exposed} >= EXPOSED
+
+
+@pytest.mark.parametrize(("path", "method"), [(GENERATE, "POST"), (CREDITS, "GET")])
+def test_a_browser_that_asks_first_is_let_in_without_a_key(
+    stack: LocalStack, path: str, method: str
+) -> None:
+    asked = "authorization,content-type,idempotency-key,prefer"
+    headers = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": asked,
+    }
+
+    answer = fetch(stack.url + path, "OPTIONS", headers=headers)
+
+    assert answer.status in {200, 204}
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert method in answer.headers["access-control-allow-methods"].split(",")
+    allowed = answer.headers["access-control-allow-headers"].lower().split(",")
+    assert set(allowed) >= set(asked.split(","))
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+# Idempotency-Key
+
+
+def assert_replayed(answer: Answer, first: Answer) -> None:
+    assert answer.status == 200, answer
+    assert answer.json() == first.json()
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert answer.headers["x-credits-charged"] == "0"
+
+
+def test_a_repeated_request_gets_the_same_image_and_costs_nothing(
+    stack: LocalStack, customer: Customer
+) -> None:
+    first = customer.generate("Asked for twice", aspectRatio="16:9", idempotency_key="order-1")
+    again = customer.generate("Asked for twice", aspectRatio="16:9", idempotency_key="order-1")
+
+    assert "idempotent-replayed" not in first.headers
+    assert_replayed(again, first)
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+    assert prompts_sent(stack).count("Asked for twice") == 1
+
+
+def test_without_a_key_a_repeated_request_is_a_new_one(customer: Customer) -> None:
+    assert customer.generate().json()["imageUrl"] != customer.generate().json()["imageUrl"]
+    assert (customer.balance(), len(customer.stored())) == (90, 2)
+
+
+SAME_REQUEST = {
+    "another order": b'{"aspectRatio": "1:1", "prompt": "A fox"}',
+    "blanks": b' {\n\t"prompt"  :  "A fox" ,\r\n "aspectRatio":"1:1" }\n',
+    "escapes": b'{"prompt": "\\u0041 \\u0066ox", "aspectRatio": "1:1"}',
+    "unknown fields": b'{"prompt": "A fox", "aspectRatio": "1:1", "model": "x", "seed": 1}',
+    "no ratio": b'{"prompt": "A fox"}',
+    "a null ratio": b'{"prompt": "A fox", "aspectRatio": null}',
+}
+
+
+def test_the_same_request_in_another_spelling_is_the_same_body(customer: Customer) -> None:
+    first = customer.generate("A fox", aspectRatio="1:1", idempotency_key="order-1")
+    for name, body in SAME_REQUEST.items():
+        for form in (TEXT, BASE64):
+            again = customer.post(body, form, {"Idempotency-Key": "order-1"})
+            assert again.status == 200, name
+            assert_replayed(again, first)
+
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+OTHER_REQUEST: dict[str, dict[str, object]] = {
+    "another prompt": {"prompt": "A cat", "aspectRatio": "16:9"},
+    "another case": {"prompt": "a fox", "aspectRatio": "16:9"},
+    "a blank more": {"prompt": "A fox ", "aspectRatio": "16:9"},
+    "another ratio": {"prompt": "A fox", "aspectRatio": "9:16"},
+    "no ratio": {"prompt": "A fox"},
+}
+
+
+def test_a_key_that_comes_back_with_another_body_is_refused(customer: Customer) -> None:
+    first = customer.generate("A fox", aspectRatio="16:9", idempotency_key="order-1")
+    for name, body in OTHER_REQUEST.items():
+        raw = json.dumps(body).encode()
+        answer = customer.post(raw, headers={"Idempotency-Key": "order-1"})
+
+        assert answer.status == 422, (name, answer)
+        assert set(answer.json()) == {"error"}
+        assert answer.headers["x-error-code"] == "idempotency_key_reused"
+
+    again = customer.generate("A fox", aspectRatio="16:9", idempotency_key="order-1")
+    assert_replayed(again, first)
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+def test_a_key_that_is_being_worked_on_is_told_to_come_back(
+    stack: LocalStack, customer: Customer
+) -> None:
+    prompt = "Taking its time [slow:1.5]"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(customer.generate, prompt, idempotency_key="order-1")
+        wait_until(lambda: prompt in prompts_sent(stack))
+        meanwhile = customer.generate(prompt, idempotency_key="order-1")
+        balance_meanwhile = customer.balance()
+        assert not first.done()
+
+    assert meanwhile.status == 409
+    assert set(meanwhile.json()) == {"error"}
+    assert meanwhile.headers["x-error-code"] == "generation_in_flight"
+    assert positive(meanwhile.headers["retry-after"]) <= 30
+    assert balance_meanwhile == 95
+    assert first.result().status == 200
+    assert_replayed(customer.generate(prompt, idempotency_key="order-1"), first.result())
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
+def test_after_a_refund_the_key_is_free_for_a_new_attempt(
+    stack: LocalStack, customer: Customer
+) -> None:
+    with model(stack, lambda _: model_says({}, "IMAGE_SAFETY")):
+        failed = [customer.generate(idempotency_key="order-1") for _ in range(2)]
+    assert [answer.status for answer in failed] == [500, 500]
+    assert customer.balance() == 100
+
+    retried = customer.generate(idempotency_key="order-1")
+
+    assert retried.status == 200
+    assert retried.headers["x-credits-charged"] == "5"
+    assert_replayed(customer.generate(idempotency_key="order-1"), retried)
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+def test_a_refused_request_leaves_its_key_free(customer: Customer) -> None:
+    assert customer.generate("", idempotency_key="order-1").status == 400
+
+    assert customer.generate("A fox", idempotency_key="order-1").status == 200
+
+
+def test_two_organisations_may_use_the_same_key(stack: LocalStack) -> None:
+    one, other = Customer(stack), Customer(stack)
+
+    answers = [each.generate(idempotency_key="order-1") for each in (one, other)]
+
+    assert [answer.headers["x-credits-charged"] for answer in answers] == ["5", "5"]
+    assert answers[0].json()["imageUrl"] != answers[1].json()["imageUrl"]
+    assert (one.balance(), other.balance()) == (95, 95)
+
+
+def test_a_key_is_forgotten_after_24_hours_even_if_its_row_is_still_there(
+    customer: Customer,
+) -> None:
+    first = customer.generate(idempotency_key="order-1")
+    # DynamoDB may take days to remove a row that has expired.
+    customer.change_row("IDEM#order-1", "SET expiresAt = :value", int(time.time()) - 1)
+
+    second = customer.generate(idempotency_key="order-1")
+
+    assert second.headers["x-credits-charged"] == "5"
+    assert second.json()["imageUrl"] != first.json()["imageUrl"]
+    assert_replayed(customer.generate(idempotency_key="order-1"), second)
+    assert (customer.balance(), len(customer.stored())) == (90, 2)
+
+
+def test_a_key_expires_24_hours_after_its_first_use(stack: LocalStack, customer: Customer) -> None:
+    now = time.time()
+    customer.generate(idempotency_key="order-1")
+
+    row = stack.aws.client("dynamodb").get_item(
+        TableName=stack.table,
+        Key={"pk": {"S": f"ORG#{customer.organisation}"}, "sk": {"S": "IDEM#order-1"}},
+    )["Item"]
+
+    assert now + 86_400 - 1 <= int(row["expiresAt"]["N"]) <= time.time() + 86_400 + 1
+
+
+PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+
+
+@pytest.mark.parametrize(
+    "key", ["k", "k" * 255, PRINTABLE, "two words"], ids=["1", "255", "all printable", "a blank"]
+)
+def test_a_key_may_be_1_to_255_printable_ascii_characters(customer: Customer, key: str) -> None:
+    first = customer.generate(idempotency_key=key)
+
+    assert first.status == 200, first
+    assert_replayed(customer.generate(idempotency_key=key), first)
+
+
+def test_keys_that_differ_in_case_alone_are_different(customer: Customer) -> None:
+    assert customer.generate(idempotency_key="order-a").status == 200
+    assert customer.generate(idempotency_key="order-A").headers["x-credits-charged"] == "5"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "   ", "k" * 256, "k" * 5_000, "caf\xe9", "a\tb", "\xff"],
+    ids=["empty", "blank", "256", "5,000", "not ASCII", "a tab", "a byte"],
+)
+def test_any_other_key_is_a_bad_request(visitor: Customer, key: str) -> None:
+    answer = visitor.post(b'{"prompt": "A fox"}', headers={"Idempotency-Key": key})
+
+    assert_bad_request(answer, "Idempotency-Key")
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+@pytest.mark.parametrize("key", ["a\x00b", "a\nb", "a\x7fb", "\u20ac", "\x1f", "a\r\n", ""])
+def test_an_event_with_a_key_that_is_not_printable_ascii_is_a_bad_request(
+    visitor: Customer, key: str
+) -> None:
+    answer = visitor.invoke(
+        '{"prompt": "A fox"}', is_base64=False, headers={"idempotency-key": key}
+    )
+
+    assert_bad_request(answer, "Idempotency-Key")
+    assert (visitor.balance(), visitor.stored()) == (100, [])
+
+
+def test_of_twenty_requests_at_once_with_one_key_one_is_charged(
+    stack: LocalStack, customer: Customer
+) -> None:
+    prompt = "Wanted by twenty [slow:0.2]"
+    together = threading.Barrier(20)
+
+    def ask(_: int) -> Answer:
+        together.wait(timeout=10)
+        return customer.generate(prompt, idempotency_key="order-1")
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+
+    charged = [answer for answer in answers if answer.headers["x-credits-charged"] == "5"]
+    others = [answer for answer in answers if answer.headers["x-credits-charged"] == "0"]
+    assert (len(charged), len(others)) == (1, 19)
+    assert {answer.status for answer in others} <= {200, 409}
+    for answer in others:
+        if answer.status == 200:
+            assert_replayed(answer, charged[0])
+        else:
+            positive(answer.headers["retry-after"])
+    assert prompts_sent(stack).count(prompt) == 1
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+# 429
+
+
+def within_one_minute(act: Callable[[], T]) -> T:
+    """What ``act`` returns, from a run into which no change of minute fell."""
+    for _ in range(3):
+        minute = time.time() // 60
+        result = act()
+        if time.time() // 60 == minute:
+            return result
+    raise AssertionError("no run fits into a minute")
+
+
+def assert_rate_limited(answer: Answer, limit: int) -> None:
+    assert answer.status == 429, answer
+    assert set(answer.json()) == {"error"}
+    assert SENTENCE.fullmatch(answer.json()["error"]), answer
+    assert answer.headers["x-error-code"] == "rate_limited"
+    retry_after_s = positive(answer.headers["retry-after"])
+    assert retry_after_s <= 60
+    limited = re.fullmatch(r'("[\w-]+");r=0;t=(\d+)', answer.headers["ratelimit"])
+    assert limited, answer
+    assert int(limited[2]) == retry_after_s
+    assert answer.headers["ratelimit-policy"] == f"{limited[1]};q={limit};w=60"
+
+
+def test_an_organisation_gets_sixty_images_a_minute_and_pays_for_no_more(
+    stack: LocalStack,
+) -> None:
+    def ask_64_times() -> tuple[Customer, list[Answer]]:
+        busy = Customer(stack, 1_000)
+        with ThreadPoolExecutor(8) as pool:
+            return busy, list(pool.map(lambda n: busy.generate(f"Number {n}"), range(64)))
+
+    busy, answers = within_one_minute(ask_64_times)
+
+    assert sorted(answer.status for answer in answers) == [200] * 60 + [429] * 4
+    for answer in answers:
+        if answer.status == 429:
+            assert_rate_limited(answer, 60)
+    assert busy.balance() == 1_000 - 60 * 5
+    assert len(busy.stored()) == 60
+
+
+def test_the_limit_is_an_attribute_of_the_account_and_a_new_minute_starts_afresh(
+    stack: LocalStack,
+) -> None:
+    def ask_thrice() -> tuple[Customer, list[Answer]]:
+        slow = Customer(stack)
+        slow.change_row("ACCOUNT", "SET rateLimit = :value", 2)
+        return slow, [slow.generate() for _ in range(3)]
+
+    slow, answers = within_one_minute(ask_thrice)
+
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert_rate_limited(answers[2], 2)
+    assert Customer(stack).generate().status == 200
+    slow.change_row("ACCOUNT", "SET rateWindow = rateWindow - :value", 60)
+    assert slow.generate().status == 200
+    assert (slow.balance(), len(slow.stored())) == (85, 3)
+
+
+def test_a_refused_or_repeated_request_does_not_use_the_limit_up(stack: LocalStack) -> None:
+    def ask() -> list[Answer]:
+        slow = Customer(stack)
+        slow.change_row("ACCOUNT", "SET rateLimit = :value", 2)
+        return [
+            slow.generate("", idempotency_key="order-1"),
+            slow.generate(aspectRatio="7:5"),
+            slow.generate(idempotency_key="order-1"),
+            slow.generate(idempotency_key="order-1"),
+            slow.generate(),
+            slow.generate(),
+        ]
+
+    answers = within_one_minute(ask)
+
+    assert [answer.status for answer in answers] == [400, 400, 200, 200, 200, 429]
+
+
+# 500
+
+
+def assert_refunded(customer: Customer, answer: Answer, message: str) -> None:
+    assert answer.status == 500, answer
+    assert answer.json() == {"error": "Failed to generate image", "message": message}
+    assert list(answer.json()) == ["error", "message"]
+    assert (customer.balance(), customer.stored()) == (100, [])
+
+
+MESSAGES = {
+    "safety": "Content policy violation",
+    "blocked-prompt": "Content policy violation",
+    "safety-with-image": "Content policy violation",
+    "text-only": "The model returned no image",
+    "wrong-shape": "The model returned no image",
+    "deadline": "Image generation timed out",
+    "quota": "The image model is overloaded",
+    "overloaded": "The image model is overloaded",
+    "bad-key": "Image generation is unavailable",
+    "not-found": "Image generation is unavailable",
+}
+
+
+@pytest.mark.parametrize(("failure", "message"), MESSAGES.items())
+def test_a_failure_is_one_of_the_published_messages_and_costs_nothing(
+    customer: Customer, failure: str, message: str
+) -> None:
+    answer = customer.generate(f"A fox [fail:{failure}]")
+
+    assert_refunded(customer, answer, message)
+    assert ("retry-after" in answer.headers) == (message == "The image model is overloaded")
+    if "retry-after" in answer.headers:
+        assert positive(answer.headers["retry-after"]) <= 3600
+
+
+def test_an_image_that_cant_be_stored_costs_nothing(stack: LocalStack, customer: Customer) -> None:
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{stack.bucket}/*",
+    }
+    bucket = stack.aws.client("s3")
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    bucket.put_bucket_policy(Bucket=stack.bucket, Policy=policy)
+    try:
+        answer = customer.generate()
+    finally:
+        bucket.delete_bucket_policy(Bucket=stack.bucket)
+
+    assert_refunded(customer, answer, "The image could not be stored")
+    assert "retry-after" not in answer.headers
+
+
+# Secrecy: the service runs in a process of its own, whose whole output is its log.
+
+PROMPT = "a vermilion-prompt-7f3a with a hat"
+GEMINI_KEY = "AIzaTheGeminiKey5c1e9b7d2f"
+UPSTREAM = "upstream-words-91d4"
+SECRET_IN_A_KEY = "NotAKeyOfOursButSecretAllTheSame4b8e"
+CONTROL = "this line shows that DEBUG is on"
+SCRIPTED_STATUSES = (400, 401, 403, 404, 409, 418, 429, 500, 502, 503, 504)
+SCRIPT = re.compile(r"\[script:([^\]]+)\]")
+
+
+def scripted_answers() -> dict[str, ModelAnswer]:
+    """Answers of the model that carry ``UPSTREAM`` wherever a server can put words."""
+    headers = {"Content-Type": "application/json", "X-Debug": UPSTREAM, "Server": UPSTREAM}
+    answers = {}
+    for status in SCRIPTED_STATUSES:
+        detail = {"@type": UPSTREAM, "reason": UPSTREAM, "metadata": {"key": UPSTREAM}}
+        error = {"code": status, "message": UPSTREAM, "status": UPSTREAM, "details": [detail]}
+        answers[str(status)] = ModelAnswer(status, json.dumps({"error": error}).encode(), headers)
+    picture = {"inlineData": {"mimeType": UPSTREAM, "data": base64_of(UPSTREAM)}}
+    broken = {"inlineData": {"mimeType": "image/png", "data": f"*{UPSTREAM}"}}
+    block = {"blockReason": UPSTREAM, "blockReasonMessage": UPSTREAM}
+    moved = {"Location": f"http://127.0.0.1:9/{UPSTREAM}"}
+    return answers | {
+        "a page": ModelAnswer(500, UPSTREAM.encode(), {"Content-Type": "text/html"}),
+        "a redirect": ModelAnswer(302, UPSTREAM.encode(), moved),
+        "a page of success": ModelAnswer(200, UPSTREAM.encode()),
+        "a sentence": model_says({"parts": [{"text": UPSTREAM}]}, modelVersion=UPSTREAM),
+        "a reason": model_says({}, UPSTREAM),
+        "a block": ModelAnswer(200, json.dumps({"promptFeedback": block}).encode()),
+        "words for a picture": model_says({"parts": [picture]}),
+        "bad base64": model_says({"parts": [broken]}),
+        "another schema": ModelAnswer(200, json.dumps({"candidates": UPSTREAM}).encode()),
+        "a status line": ModelAnswer(599, json.dumps({"error": UPSTREAM}).encode()),
+    }
+
+
+def base64_of(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def answer_by_script(request: Received) -> ModelAnswer | None:
+    named = SCRIPT.search(prompt_of(request))
+    return scripted_answers()[named[1]] if named else None
+
+
+def refused_requests(customer: Customer) -> list[Answer]:
+    """What a client gets wrong, with secrets in the wrong places."""
+    key = {"Authorization": f"Bearer gg_nobody_{SECRET_IN_A_KEY}"}
+    return [
+        customer.post(json.dumps({"prompt": PROMPT}).encode(), headers=key),
+        customer.post(json.dumps({"prompt": PROMPT, "aspectRatio": PROMPT}).encode()),
+        customer.post(json.dumps({"prompt": PROMPT * 200}).encode()),
+        customer.post(json.dumps({"prompt": {PROMPT: PROMPT}}).encode()),
+        customer.post(b'{"prompt": "' + PROMPT.encode()),
+        customer.post(b'{"prompt": "' + PROMPT.encode() + b'\\ud800"}'),
+        customer.post(PROMPT.encode() * 4_000),
+        customer.post(b"{}", headers={"Idempotency-Key": PROMPT * 20}),
+        customer.invoke("*" + PROMPT, is_base64=True),
+    ]
+
+
+class EverythingFormatter(logging.Formatter):
+    """The message, the traceback and all that was attached to the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{super().format(record)} {vars(record)!r}"
+
+
+def serve_with_debug_on(report: Path) -> None:
+    """The process that ``debug_run`` starts: succeeds and fails in every way, with DEBUG on.
+
+    The clients are built a second time after the log is open, so that building them is in it.
+    """
+    logging.getLogger().setLevel(logging.DEBUG)
+    for name in list(logging.root.manager.loggerDict):
+        if "." not in name:
+            logging.getLogger(name).setLevel(logging.DEBUG)
+    with GeminiStandIn(fixed_picture=True) as google:
+        google.answer_with(answer_by_script)
+        os.environ["GOOGLE_GEMINI_BASE_URL"] = google.url
+        with LocalStack(gemini_api_key=GEMINI_KEY) as running:
+            customers = [Customer(running, 1_000) for _ in range(3)]
+            log = logging.StreamHandler()
+            log.setFormatter(EverythingFormatter())
+            logging.getLogger().addHandler(log)
+            logging.debug(CONTROL)  # noqa: LOG015 - it is the root logger that is to be shown
+            handlers.generate.service.cache_clear()
+            handlers.generate.service()
+            at_once = sorted(FAILURES.keys() - LONG)
+            prompts = [PROMPT, *(f"{PROMPT} [fail:{name}]" for name in at_once)]
+            scripted = [f"{PROMPT} [script:{name}]" for name in scripted_answers()]
+            with ThreadPoolExecutor(6) as pool:
+                answers = list(pool.map(customers[0].generate, prompts))
+                answers += pool.map(customers[1].generate, scripted)
+            answers += refused_requests(customers[2])
+            logging.getLogger().removeHandler(log)
+        received = len(google.requests)
+    seen = [(answer.status, dict(answer.headers), answer.body.decode()) for answer in answers]
+    keys = [customer.key for customer in customers]
+    report.write_text(json.dumps({"answers": seen, "keys": keys, "asked": received}), "utf-8")
+
+
+@dataclass(frozen=True)
+class DebugRun:
+    """Everything that a service with DEBUG on has said: to its log, and to its customers."""
+
+    log: str
+    answers: list[Answer]
+    secrets: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> DebugRun:
+    report = tmp_path_factory.mktemp("secrecy") / "report.json"
+    code = "import sys, pathlib; from tests.test_contract import serve_with_debug_on as serve; "
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code + "serve(pathlib.Path(sys.argv[1]))", report],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "POWERTOOLS_LOG_LEVEL": "DEBUG"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    document = json.loads(report.read_text("utf-8"))
+    assert document["asked"] >= len(FAILURES) - len(LONG) + len(scripted_answers())
+    answers = [Answer(*seen[:2], seen[2].encode()) for seen in document["answers"]]
+    secrets = {"prompt": "vermilion-prompt-7f3a", "upstream": UPSTREAM, "Gemini key": GEMINI_KEY}
+    secrets |= {f"API key {n}": key[-49:] for n, key in enumerate(document["keys"])}
+    return DebugRun(done.stdout, answers, secrets | {"unknown API key": SECRET_IN_A_KEY})
+
+
+def test_no_prompt_key_or_upstream_text_reaches_the_log(debug_run: DebugRun) -> None:
+    assert CONTROL in debug_run.log
+    for line in debug_run.log.splitlines():
+        for name, secret in debug_run.secrets.items():
+            forms = (secret, base64_of(secret), secret.encode().hex())
+            assert not any(form in line for form in forms), (name, line[:2_000])
+
+
+def test_no_prompt_key_or_upstream_text_reaches_a_customer(debug_run: DebugRun) -> None:
+    for answer in debug_run.answers:
+        said = answer.body.decode() + repr(answer.headers)
+        for name, secret in debug_run.secrets.items():
+            assert secret not in said, (name, answer)
+        for trace in ("Traceback", 'File "', "arn:aws", "botocore", "google.genai"):
+            assert trace not in said, answer
+
+
+def test_every_failure_is_in_the_log_with_its_code_and_the_request_id_of_its_answer(
+    debug_run: DebugRun,
+) -> None:
+    lines = debug_run.log.splitlines()
+    failed = [answer for answer in debug_run.answers if answer.status != 200]
+    assert len(failed) > 60
+    for answer in failed:
+        request_id, code = answer.headers["x-request-id"], answer.headers["x-error-code"]
+        assert [line for line in lines if request_id in line and f'"{code}"' in line], answer
+
+
+def test_every_failure_of_the_debug_run_has_one_of_the_published_messages(
+    debug_run: DebugRun,
+) -> None:
+    published = {*MESSAGES.values(), "The image could not be stored"}
+    failed = [answer for answer in debug_run.answers if answer.status == 500]
+    assert len(failed) > 50
+    for answer in failed:
+        assert set(answer.json()) == {"error", "message"}
+        assert answer.json()["message"] in published

@@ -1,0 +1,433 @@
+"""The README is true: its commands are run, its answers compared, its tables held to the code."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.generate import MAX_IDEMPOTENCY_KEY_CHARACTERS
+from infra.cli import main as operator_command
+from infra.local.stack import LocalStack
+from infra.template import PROJECT_ROOT, Template
+from lib import errors
+from lib.api_keys import CACHE_S, MAX_LIVE_KEYS
+from lib.audit import REFUNDED_WITHIN_S
+from lib.deadline import FUNCTION_TIMEOUT_S
+from lib.ledger_rows import DEFAULT_RATE_LIMIT
+from lib.models import (
+    CREDITS_PER_IMAGE,
+    MAX_BODY_BYTES,
+    MAX_PROMPT_CHARACTERS,
+    PNG_MIME_TYPE,
+    AspectRatio,
+    GenerateRequest,
+    GenerateResponse,
+    parse_generate_request,
+)
+from lib.reservation import IDEMPOTENCY_TTL_S
+from lib.settings import DEFAULT_MODEL
+
+README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
+LOCAL_URL = "http://127.0.0.1:8000"
+KEY_FILE = Path(".local", "api-key")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, and its text without the last line's end."""
+
+    language: str
+    text: str
+
+
+def fenced_blocks() -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    return [Block(*each) for each in found]
+
+
+def commands_in(block: Block) -> list[str]:
+    return block.text.replace("\\\n", " ").splitlines() if block.language == "sh" else []
+
+
+def section(title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    (text,) = re.findall(rf"^#+ {title}\n(.*?)(?=^#|\Z)", README, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def tables_in(title: str) -> list[list[list[str]]]:
+    """The tables of a section, each as rows of cells, without headings and ticks around a cell."""
+    found = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)
+    return [[_cells(line) for line in table.splitlines()[2:]] for table in found]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().strip("`") for cell in line.strip("|").split(" | ")]
+
+
+# The commands
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What ``make run`` runs, in a directory of its own, on a port that was free."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    directory: Path
+
+    def output(self) -> str:
+        """What it prints before the first request."""
+        lines = []
+        for line in self.process.stdout or ():
+            lines.append(line)
+            if "Requests:" in line:
+                break
+        return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PORT": str(port)}
+    environment.pop("GEMINI_API_KEY", None)
+    directory = tmp_path_factory.mktemp("terminal")
+    with subprocess.Popen(
+        [sys.executable, "-m", "infra.local"],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Terminal(process, f"http://127.0.0.1:{port}", directory)
+        process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def stack(terminal: Terminal) -> Iterator[LocalStack]:
+    """Started after the terminal's, so that the two come up at the same time."""
+    assert terminal.process.poll() is None
+    with LocalStack(latency_s=0) as running:
+        yield running
+
+
+class UnknownCommandError(Exception):
+    """The README has a command that no test runs."""
+
+
+@dataclass
+class Reader:
+    """Somebody who follows the README from its first command to its last, in one directory."""
+
+    stack: LocalStack
+    directory: Path
+    environment: pytest.MonkeyPatch
+    shown: Callable[[], str]
+    key_id: str = ""
+
+    def run(self, command: str) -> str:
+        """Does what ``command`` says, and returns what it writes."""
+        words = shlex.split(command)
+        match words:
+            case ["make", target]:
+                assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"no make {target}"
+                return ""
+            case ["curl", *_]:
+                return self._curl(command)
+            case [".venv/bin/python", "-m", "infra.cli", *rest]:
+                return self._operate(rest)
+            case ["export", setting]:
+                return self._export(*setting.split("=", 1))
+            case ["aws", "secretsmanager", "create-secret", "--name", name, "--secret-string", _]:
+                return self._create_secret(name, words[-1])
+            case _:
+                raise UnknownCommandError(command)
+
+    def _curl(self, command: str) -> str:
+        done = subprocess.run(  # noqa: S603 - the README's own line, for this machine's server
+            ["/bin/sh", "-euc", command.replace(LOCAL_URL, self.stack.url)],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _operate(self, words: Sequence[str]) -> str:
+        status = operator_command([self.key_id if word == "KEY_ID" else word for word in words])
+        said = self.shown()
+        assert status == 0, said
+        self.key_id = next(iter(re.findall(r"^key_\w+", said, re.MULTILINE)), self.key_id)
+        return said
+
+    def _export(self, name: str, value: str) -> str:
+        self.environment.setenv(name, value)
+        if name == "CREDITS_TABLE":
+            self.stack.aws.create_table(value)
+        return ""
+
+    def _create_secret(self, name: str, value: str) -> str:
+        assert name == parameter_default("GeminiApiKeySecret")
+        assert value.startswith("file://"), "a key on the command line stays in the shell's history"
+        secrets = self.stack.aws.client("secretsmanager")
+        secrets.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
+        secrets.create_secret(Name=name, SecretString="the content of the file")
+        return ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl writes, without what differs from run to run; ``-i`` brings the first two."""
+
+    status: str
+    headers: frozenset[str]
+    body: Any
+
+    @classmethod
+    def of(cls, text: str) -> "Answer":
+        head, _, body = text.replace("\r\n", "\n").strip().rpartition("\n\n")
+        document = json.loads(re.sub(r"http://127\.0\.0\.1:\d+|\d{13}", "*", body))
+        if isinstance(document.get("durationMs"), int):
+            document["durationMs"] = "a whole number"
+        status, *headers = head.splitlines() or [""]
+        return cls(status.strip(), frozenset(headers), document)
+
+
+def parameter_default(name: str) -> str | None:
+    return Template.from_file().literal({"Ref": name})
+
+
+@pytest.fixture
+def reader(
+    stack: LocalStack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Reader:
+    (tmp_path / KEY_FILE).parent.mkdir()
+    (tmp_path / KEY_FILE).write_text(stack.api_key + "\n", encoding="utf-8")
+    return Reader(stack, tmp_path, monkeypatch, shown=lambda: capsys.readouterr().out)
+
+
+def test_every_command_works_in_its_order_and_every_answer_is_the_one_shown(
+    reader: Reader,
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    blocks = fenced_blocks()
+    compared = []
+
+    for block, following in zip(blocks, [*blocks[1:], Block("", "")], strict=True):
+        for command in commands_in(block):
+            written = reader.run(command)
+            if command.startswith("curl"):
+                real, shown = Answer.of(written), Answer.of(following.text)
+                assert (real.status, real.body) == (shown.status, shown.body)
+                assert shown.headers <= real.headers
+                compared.append(following)
+
+    answers = [block for block in blocks if block.language in {"json", "http"}]
+    assert compared == answers, "an answer stands without its command"
+
+
+def test_a_command_that_nobody_runs_is_not_let_through(reader: Reader) -> None:
+    for command in ("rm -rf .local", "python -m infra.cli audit", "aws s3 ls"):
+        with pytest.raises(UnknownCommandError):
+            reader.run(command)
+
+
+def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
+    assert README.count("\n```") == 2 * len(fenced_blocks())
+    assert {block.language for block in fenced_blocks()} == {"sh", "json", "http", "text"}
+    outside = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^(?: {4}|\t)", outside, re.MULTILINE)
+
+
+def test_make_run_begins_as_shown_and_prints_the_first_two_requests(terminal: Terminal) -> None:
+    (beginning,) = (block.text for block in fenced_blocks() if block.language == "text")
+    curls = [each for block in fenced_blocks() for each in commands_in(block) if "curl" in each]
+
+    printed = terminal.output()
+    key = (terminal.directory / KEY_FILE).read_text(encoding="utf-8").strip()
+
+    def here(text: str) -> str:
+        keys = ("gg_demo_EXAMPLE", f"$(cat {KEY_FILE})")
+        return text.replace(LOCAL_URL, terminal.url).replace(keys[0], key).replace(keys[1], key)
+
+    assert printed.startswith(here(beginning))
+    requests = [line.strip() for line in printed.splitlines() if line.startswith("  curl ")]
+    assert [shlex.split(line) for line in requests] == [
+        shlex.split(here(each)) for each in curls[:2]
+    ]
+
+
+# The tables
+
+
+def test_the_routes_are_the_deployed_ones() -> None:
+    deployed = {
+        f"{route.method} {route.path}"
+        for function in Template.from_file().functions()
+        for route in function.routes
+    }
+
+    (rows,) = tables_in("The API")
+
+    assert {route for route, _ in rows} == deployed
+
+
+def test_the_fields_are_those_of_the_models() -> None:
+    (asked,), (answered,) = tables_in("Request"), tables_in("Response")
+
+    assert [row[0] for row in asked] == list(GenerateRequest.model_fields)
+    assert asked[1][2] == f"default `{GenerateRequest(prompt='x').aspectRatio}"
+    assert [row[0] for row in answered] == list(GenerateResponse.model_fields)
+    assert PNG_MIME_TYPE in answered[1][2]
+    assert answered[2][2].endswith(f" {CREDITS_PER_IMAGE}")
+    assert f"costs {CREDITS_PER_IMAGE} credits" in section("Price")
+
+
+def test_the_ratios_are_the_ten_and_each_has_the_shape_it_is_said_to_have() -> None:
+    (rows,) = tables_in("Aspect ratios")
+
+    assert [ratio for ratio, _, _ in rows] == [ratio.value for ratio in AspectRatio]
+    for ratio, shape, use in rows:
+        wide = AspectRatio(ratio).width_over_height
+        assert shape == ("square" if wide == 1 else "landscape" if wide > 1 else "portrait")
+        assert use
+
+
+def test_the_limits_are_the_code_s() -> None:
+    (rows,) = tables_in("Limits")
+
+    assert [figures_in(limit) for _, limit in rows] == [
+        [MAX_PROMPT_CHARACTERS],
+        [MAX_BODY_BYTES // 1024],
+        [DEFAULT_RATE_LIMIT],
+        [1, MAX_IDEMPOTENCY_KEY_CHARACTERS, IDEMPOTENCY_TTL_S // 3600],
+        [FUNCTION_TIMEOUT_S],
+        [REFUNDED_WITHIN_S // 60],
+        [MAX_LIVE_KEYS],
+    ]
+    assert f"within {CACHE_S:.0f} seconds" in section("Operate")
+    for value in errors.RateLimited(DEFAULT_RATE_LIMIT, 30).headers().values():
+        assert value in section("Rate limit") or value in {"rate_limited", "30"}
+
+
+def figures_in(text: str) -> list[int]:
+    return [int(figure) for figure in re.findall(r"\d+", text.replace(",", ""))]
+
+
+def test_the_model_is_the_default_one() -> None:
+    assert parameter_default("GeminiModel") == DEFAULT_MODEL
+    assert f"`GeminiModel`: `{DEFAULT_MODEL}`" in section("Deploy")
+    assert "`OrgSecretPrefix`" in section("Deploy")
+    assert f"ORG_SECRET_PREFIX={parameter_default('OrgSecretPrefix')}\n" in section("Deploy")
+
+
+# The errors
+
+
+REFUSALS = [
+    errors.Unauthorized(),
+    errors.InsufficientCredits(CREDITS_PER_IMAGE, 2),
+    errors.GenerationInFlight(3),
+    errors.BodyTooLarge(MAX_BODY_BYTES),
+    errors.IdempotencyKeyReused(),
+    errors.RateLimited(DEFAULT_RATE_LIMIT, 30),
+    errors.Busy(2),
+]
+FAILURES = [
+    errors.ContentRejected(),
+    errors.NoImageReturned(),
+    errors.ModelTimedOut(),
+    errors.ModelOverloaded(),
+    errors.StorageFailed(),
+    errors.ModelUnavailable(),
+    errors.ReservationLost(),
+    errors.UnexpectedFailure(),
+    errors.ServiceUnavailable(),
+]
+UNREADABLE = (
+    b"{}",
+    json.dumps({"prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}).encode(),
+    b'{"prompt": "x", "aspectRatio": "7:5"}',
+    b"",
+    b"[]",
+    b"\xff",
+)
+
+
+def test_every_refusal_is_in_the_table_with_its_status_code_and_sentence() -> None:
+    rows, _ = tables_in("Errors")
+
+    documented = [(int(status), code, sentence) for status, code, sentence, _ in rows]
+
+    real = [refusal_of(body) for body in UNREADABLE]
+    real += [(each.status, each.code, each.error) for each in REFUSALS]
+    beside = [row for row in documented if row[1] == "invalid_idempotency_key"]
+    assert sorted(documented) == sorted(real + beside)
+    for row, refusal in zip(rows[-len(REFUSALS) :], REFUSALS, strict=True):
+        assert ("`Retry-After`" in row[3]) == ("Retry-After" in refusal.headers())
+        assert all(name in row[3] for name in refusal.body() if name != "error")
+
+
+def refusal_of(body: bytes) -> tuple[int, str, str]:
+    with pytest.raises(errors.RequestRejected) as refused:
+        parse_generate_request(body)
+    return refused.value.status, refused.value.code, refused.value.error
+
+
+def test_every_failure_is_in_the_table_with_its_message_and_code() -> None:
+    _, rows = tables_in("Errors")
+
+    assert [(message, code) for message, code, _ in rows] == [
+        (each.body()["message"], each.code) for each in FAILURES
+    ]
+    assert {(each.status, each.error) for each in FAILURES} == {(500, "Failed to generate image")}
+    for row, failure in zip(rows, FAILURES, strict=True):
+        assert ("`Retry-After`" in row[2]) == ("Retry-After" in failure.headers())
+
+
+def test_no_error_of_the_tree_is_left_out() -> None:
+    tree = {name for name in errors.__all__ if not getattr(errors, name).__subclasses__()}
+
+    documented = {type(each).__name__ for each in (*REFUSALS, *FAILURES)} | {"InvalidRequest"}
+
+    # No route of today asks for one thing by its name, so none answers that there is no such thing.
+    named = any("{" in row[0] for row in tables_in("The API")[0])
+    assert tree - documented == (set() if named else {"NotFound"})
+
+
+# What it points to
+
+
+def test_what_it_links_to_and_the_files_it_names_are_there() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    paths = re.findall(r"`((?:handlers|lib|infra|tests)/[^`]*|\w+\.yaml)`", README)
+
+    assert links
+    assert paths
+    assert [path for path in links + paths if not (PROJECT_ROOT / path).exists()] == []
+
+
+def test_every_make_target_it_speaks_of_exists() -> None:
+    named = set(re.findall(r"\bmake ([a-z]+)`", README))
+
+    assert named >= {"run", "test", "check", "verify"}
+    assert named <= set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))

@@ -1,0 +1,419 @@
+"""Many clients at once, on a DynamoDB that is atomic under threads: the figures are exact.
+
+DynamoDB Local never answers ``TransactionConflict`` and never loses a response, as DynamoDB may.
+So everything runs twice: on a calm wire, and on one that does both to every tenth call.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from lib.deadline import Deadline
+from lib.errors import (
+    Busy,
+    InsufficientCredits,
+    ModelOverloaded,
+    RateLimited,
+    ServiceError,
+)
+from lib.generation import Finished, Generations
+from lib.ledger import Ledger, Order, ReservationGone
+from lib.ledger_rows import Generation, Grant, Status
+from lib.models import AspectRatio
+from lib.png import to_png
+from lib.reconciliation import Reconciler
+from lib.storage import Images
+from lib.table import LedgerUnreachable, Table
+from tests.engines import Engine
+from tests.reporting import report, tally
+from tests.world import BASE_URL, World, small_picture
+
+pytestmark = pytest.mark.real
+
+AHEAD_S = 600.0
+NO_LIMIT = 1_000_000
+CONFLICT_PERCENT = 10
+LOST_PERCENT = 10
+STORM_S = 8.0
+TRIES = 10
+WRITES = frozenset({"transact_write_items", "update_item", "put_item"})
+PICTURE = small_picture(AspectRatio.SQUARE)
+
+
+class StormyClient:
+    """A DynamoDB client on a bad wire: conflicts before the effect, lost responses after it."""
+
+    def __init__(self, client: Any, chance: random.Random) -> None:
+        self._client = client
+        self._chance = chance
+        self.conflicts = 0
+        self.lost = 0
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        method = getattr(self._client, operation)
+
+        def called(**arguments: Any) -> Any:
+            dice = self._chance.randrange(100)
+            if dice < CONFLICT_PERCENT and operation in WRITES:
+                self.conflicts += 1
+                raise _conflict(operation, len(arguments.get("TransactItems", [])))
+            answer = method(**arguments)
+            if CONFLICT_PERCENT <= dice < CONFLICT_PERCENT + LOST_PERCENT:
+                self.lost += 1
+                raise ReadTimeoutError(endpoint_url="https://slow.example")
+            return answer
+
+        return called
+
+
+class Model:
+    """A model that waits until it may answer, and sometimes is overloaded."""
+
+    def __init__(self, chance: random.Random, overloaded_percent: int = 0) -> None:
+        self.calls = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self._chance = chance
+        self._overloaded_percent = overloaded_percent
+
+    def generate(self, prompt: str, ratio: AspectRatio, deadline: Deadline) -> bytes:
+        assert prompt
+        assert ratio is AspectRatio.SQUARE
+        self.calls += 1
+        self.may_answer.wait(deadline.remaining_s())
+        if self._chance.randrange(100) < self._overloaded_percent:
+            raise ModelOverloaded
+        return PICTURE
+
+
+class Service:
+    """The rooms behind all clients of a test, in the table of its world."""
+
+    def __init__(
+        self, world: World, wire: str, dynamodb: Any, seed: int, overloaded_percent: int = 0
+    ) -> None:
+        self.world = world
+        self.wire = wire
+        table = Table(dynamodb, world.table)
+        self.ledger = Ledger(table)
+        self.model = Model(_chance(seed), overloaded_percent)
+        self._images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
+        self.generations = Generations(self.ledger, self.model, self._images)
+        self.impatient_reconciler = Reconciler(Ledger(table, _ahead), self._images, _ahead)
+
+    def order(self, key: str | None = None, organisation: str | None = None) -> Order:
+        """What every client asks for."""
+        return Order(organisation or self.world.organisation, "a fox", AspectRatio.SQUARE, key)
+
+    def reserve(self, organisation: str | None = None) -> Generation:
+        """One reservation of a request without an idempotency key."""
+        order = self.order(None, organisation)
+        return self.ledger.reserve(order, partial(_image_key, order.organisation), Deadline(29))
+
+    def store(self, generation: Generation) -> None:
+        """Puts an image where that of the reservation belongs."""
+        png = to_png(PICTURE, AspectRatio.SQUARE)
+        self._images.put(generation.image_key, png, generation.attempt_id, Deadline(29))
+
+    def generate(self, key: str | None = None) -> Finished:
+        """The whole path of one request."""
+        with self.world.observe() as observation:
+            return self.generations.generate(self.order(key), Deadline(29), observation)
+
+    def balance(self) -> int:
+        """The credits of the organisation."""
+        return self.ledger.balance(self.world.organisation, Deadline(29))
+
+    def is_healthy(self, organisation: str | None = None) -> bool:
+        """What the audit says."""
+        audit = self.ledger.audit(organisation or self.world.organisation, Deadline(29))
+        assert audit.drift == 0
+        return audit.healthy
+
+
+NewService = Callable[..., Service]
+
+
+@pytest.fixture(params=["calm", "stormy"])
+def new_service(
+    request: pytest.FixtureRequest, real_engine: Engine, seed: int
+) -> Iterator[NewService]:
+    """Makes the service of a new organisation with so many credits, on each wire in turn."""
+    storm = StormyClient(real_engine.dynamodb, _chance(seed))
+    with World(real_engine, credits_=0, rate_limit=NO_LIMIT) as world:
+
+        def new(credits_: int, overloaded_percent: int = 0) -> Service:
+            client = storm if request.param == "stormy" else real_engine.dynamodb
+            service = Service(world, request.param, client, seed, overloaded_percent)
+            grant = Grant("first", credits_, "test", "test", int(time.time()))
+            service.ledger.grant(world.organisation, grant, Deadline(29))
+            return service
+
+        yield new
+    tally("conflicts put into concurrent calls", storm.conflicts)
+    tally("responses of concurrent calls lost", storm.lost)
+
+
+def test_64_clients_get_exactly_the_images_that_the_credits_pay(new_service: NewService) -> None:
+    service = new_service(500)
+
+    outcomes = at_once(64, 150, lambda _: service.reserve())
+
+    won = [each for each in outcomes if isinstance(each, Generation)]
+    assert len(won) == len({each.created_ms for each in won}) == 100
+    refused = [each for each in outcomes if isinstance(each, InsufficientCredits)]
+    assert [each.remaining for each in refused] == [0] * 50
+    assert service.balance() == 0
+    assert service.is_healthy()
+
+
+def test_64_clients_with_one_idempotency_key_get_one_image(new_service: NewService) -> None:
+    service = new_service(500)
+    service.model.may_answer.clear()
+
+    with ThreadPoolExecutor(64) as pool:
+        requests = [pool.submit(outcome, lambda: service.generate("same")) for _ in range(64)]
+        while len(wait(requests, timeout=0.05).not_done) > 1:
+            continue
+        service.model.may_answer.set()
+        outcomes = [request.result() for request in requests]
+
+    (paid,) = [each for each in outcomes if isinstance(each, Finished)]
+    assert not paid.replayed
+    assert names(outcomes) == {"Finished": 1, "GenerationInFlight": 63}
+    assert service.balance() == 495
+
+    again = at_once(64, 64, lambda _: service.generate("same"))
+
+    assert {(each.replayed, each.image_url) for each in again if isinstance(each, Finished)} == {
+        (True, paid.image_url)
+    }
+    assert names(again) == {"Finished": 64}
+    assert service.model.calls == 1
+    assert service.balance() == 495
+    assert service.world.violations() == []
+
+
+def test_64_organisations_at_once_each_get_their_own(new_service: NewService) -> None:
+    service = new_service(5)
+    organisations = [f"{service.world.organisation}-{number}" for number in range(64)]
+
+    def open_account(number: int) -> None:
+        service.ledger.create_account(organisations[number], Deadline(29))
+        grant = Grant("first", 15, "test", "test", int(time.time()))
+        service.ledger.grant(organisations[number], grant, Deadline(29))
+
+    at_once(64, 64, open_account)
+    outcomes = at_once(64, 64 * 4, lambda number: service.reserve(organisations[number % 64]))
+
+    won = Counter(each.organisation for each in outcomes if isinstance(each, Generation))
+    assert won == dict.fromkeys(organisations, 3)
+    assert names(outcomes) == {"Generation": 192, "InsufficientCredits": 64}
+    assert all(service.is_healthy(organisation) for organisation in organisations)
+
+
+def test_of_90_requests_in_one_minute_exactly_the_60_of_the_limit_pass(
+    real_engine: Engine,
+) -> None:
+    ticks = count()
+    begins = time.time() // 60 * 60
+
+    def clock_of_one_minute() -> float:
+        return begins + next(ticks) / 1000
+
+    with World(real_engine, credits_=5_000, rate_limit=60) as world:
+        ledger = Ledger(Table(real_engine.dynamodb, world.table), clock_of_one_minute)
+        image_key = partial(_image_key, world.organisation)
+        outcomes = at_once(32, 90, lambda _: ledger.reserve(world.order(), image_key, Deadline(29)))
+
+        assert names(outcomes) == {"Generation": 60, "RateLimited": 30}
+        refusals = [each for each in outcomes if isinstance(each, RateLimited)]
+        assert {each.limit for each in refusals} == {60}
+        assert all(1 <= each.retry_after_s <= 60 for each in refusals)
+        assert world.balance() == 5_000 - 60 * 5
+
+
+def test_a_grant_that_32_operators_repeat_adds_once(new_service: NewService) -> None:
+    service = new_service(5)
+    grant = Grant("invoice-7", 100, "test", "test", int(time.time()))
+
+    outcomes = at_once(
+        32, 32, lambda _: service.ledger.grant(service.world.organisation, grant, Deadline(29))
+    )
+
+    assert outcomes == [None] * 32
+    assert service.balance() == 105
+    assert service.is_healthy()
+
+
+def test_a_refund_that_32_try_pays_back_once(new_service: NewService) -> None:
+    service = new_service(100)
+    generation = service.reserve()
+
+    outcomes = at_once(32, 32, lambda _: service.ledger.refund(generation, "test", Deadline(29)))
+
+    assert outcomes == [Status.REFUNDED] * 32
+    assert service.balance() == 100
+    assert service.is_healthy()
+
+
+def test_when_some_settle_and_some_refund_one_of_the_two_wins(new_service: NewService) -> None:
+    service = new_service(1_000)
+
+    def end(generation: Generation, number: int) -> Status:
+        if number % 2:
+            return service.ledger.refund(generation, "test", Deadline(29))
+        try:
+            service.ledger.settle(generation, 1, Deadline(29))
+        except ReservationGone:
+            return Status.REFUNDED
+        return Status.SETTLED
+
+    for _ in range(20):
+        before = service.balance()
+        outcomes = at_once(16, 16, partial(end, service.reserve()))
+
+        (decided,) = set(outcomes)
+        assert decided in {Status.SETTLED, Status.REFUNDED}
+        assert service.balance() == before - (5 if decided is Status.SETTLED else 0)
+    assert service.is_healthy()
+
+
+def test_after_a_storm_of_everything_at_once_no_credit_is_missing(
+    new_service: NewService, seed: int
+) -> None:
+    service = new_service(3_000, overloaded_percent=20)
+    storm = Storm(service)
+    ends_at = time.monotonic() + STORM_S
+
+    def client(number: int) -> None:
+        chance = _chance(f"{seed}-{number}")
+        while time.monotonic() < ends_at:
+            storm.do_something(chance)
+
+    at_once(32, 32, client)
+    service.world.clock.sleep(2 * AHEAD_S)
+    service.world.settle_down()
+
+    assert service.world.violations() == []
+    done = ", ".join(f"{number} {name}" for name, number in sorted(storm.done.items()))
+    report(f"real storm, {service.wire} wire, 32 clients: {done}; 0 violations; SEED={seed}")
+
+
+class Storm:
+    """What clients, dying processes and hasty reconcilers do to one organisation."""
+
+    def __init__(self, service: Service) -> None:
+        self.done: Counter[str] = Counter()
+        self._service = service
+        self._without_image: list[Generation] = []
+        self._grants = count()
+
+    def do_something(self, chance: random.Random) -> None:
+        """One step of one client."""
+        steps = {
+            self._request: 30,
+            self._retry: 20,
+            self._die_before_storing: 15,
+            self._die_after_storing: 15,
+            self._refund_twice: 15,
+            self._reconcile: 3,
+            self._grant: 2,
+        }
+        (step,) = chance.choices(list(steps), weights=list(steps.values()))
+        try:
+            step(chance)
+        except (ServiceError, LedgerUnreachable) as error:
+            self.done[type(error).__name__] += 1
+
+    def _request(self, _: random.Random) -> None:
+        self._service.generate()
+        self.done["images"] += 1
+
+    def _retry(self, chance: random.Random) -> None:
+        finished = self._service.generate(f"key-{chance.randrange(20)}")
+        self.done["replays" if finished.replayed else "images"] += 1
+
+    def _die_before_storing(self, _: random.Random) -> None:
+        self._without_image.append(self._service.reserve())
+        self.done["deaths before storing"] += 1
+
+    def _die_after_storing(self, _: random.Random) -> None:
+        self._service.store(self._service.reserve())
+        self.done["deaths after storing"] += 1
+
+    def _refund_twice(self, chance: random.Random) -> None:
+        if self._without_image:
+            generation = chance.choice(self._without_image)
+            for _ in range(2):
+                self._service.ledger.refund(generation, "test", Deadline(29))
+            self.done["refunds"] += 2
+
+    def _reconcile(self, _: random.Random) -> None:
+        with self._service.world.observe() as observation:
+            self._service.impatient_reconciler.run(Deadline(2), observation)
+        self.done["reconciler runs"] += 1
+
+    def _grant(self, _: random.Random) -> None:
+        grant = Grant(f"storm-{next(self._grants)}", 5, "test", "test", int(time.time()))
+        self._service.ledger.grant(self._service.world.organisation, grant, Deadline(29))
+        self.done["grants"] += 1
+
+
+def at_once(clients: int, requests: int, work: Callable[[int], Any]) -> list[Any]:
+    """The outcomes of ``requests`` calls from ``clients`` threads that start at the same moment."""
+    start = threading.Barrier(clients)
+    with ThreadPoolExecutor(clients, initializer=partial(start.wait, 30)) as pool:
+        calls: list[Future[Any]] = [
+            pool.submit(outcome, partial(work, number)) for number in range(requests)
+        ]
+        return [call.result() for call in calls]
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What ``call`` returns, or what the customer is told; one who is told to come again does."""
+    for _ in range(TRIES):
+        try:
+            return call()
+        except Busy:
+            continue
+        except ServiceError as error:
+            return error
+    return Busy(0)
+
+
+def names(outcomes: list[Any]) -> dict[str, int]:
+    """How many outcomes there are of each type."""
+    return dict(Counter(type(each).__name__ for each in outcomes))
+
+
+def _conflict(operation: str, items: int) -> ClientError:
+    """A conflict as DynamoDB tells it: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html"""
+    code = "TransactionCanceledException" if items else "TransactionConflictException"
+    response: Any = {
+        "Error": {"Code": code, "Message": "made up by a test"},
+        "ResponseMetadata": {"HTTPStatusCode": 400},
+        "CancellationReasons": [{"Code": "TransactionConflict"}, *[{"Code": "None"}] * (items - 1)],
+    }
+    return ClientError(response, operation)
+
+
+def _chance(seed: int | str) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - chance, not secrets
+
+
+def _ahead() -> float:
+    return time.time() + AHEAD_S
+
+
+def _image_key(organisation: str, created_ms: int) -> str:
+    return f"generated/gemini/{organisation}/{created_ms:013d}.png"

@@ -1,0 +1,196 @@
+"""Any history of grants, requests, failures, crashes, retries, reconciles and passing time.
+
+Hypothesis makes up the history and this module keeps a plain account of it: a number of credits,
+and for each request that was killed what its reservation will come to. The service must agree after
+every step.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lib.deadline import LEASE_S
+from lib.errors import ContentRejected, GenerationFailed, GenerationInFlight, InsufficientCredits
+from lib.generation import Finished
+from lib.ledger_rows import Grant
+from tests.engines import Engine
+from tests.reporting import tally
+from tests.world import Fault, Wire, World
+
+PRICE = 5
+KEYS = st.sampled_from(["k1", "k2", "k3"])
+# The calls of a request in a minute that has begun.
+RESERVE, MODEL, PUT, SETTLE = range(4)
+
+
+@dataclass
+class Open:
+    """A reservation whose process is dead: stored or not, it is ended once its lease is over."""
+
+    expires_at: float
+    stored: bool
+    key: str | None
+
+
+class Money(RuleBasedStateMachine):
+    """The plain account beside the service."""
+
+    engine: ClassVar[Engine]
+    steps: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.engine, credits_=0, rate_limit=1_000_000)
+        self.world.begin_the_minute()
+        self.minute = self.minute_now()
+        self.credits = 0
+        self.granted = 0
+        self.open: list[Open] = []
+        self.urls: dict[str, str] = {}
+
+    def teardown(self) -> None:
+        self.world.settle_down()
+        assert self.world.violations() == []
+        self.world.close()
+
+    def minute_now(self) -> int:
+        return int(self.world.clock.now_s) // 60
+
+    def calls_to_learn(self) -> int:
+        """How many calls the next debit spends on learning that a new minute began.
+
+        A little time passes too, so that no request shares its millisecond with another.
+        """
+        self.world.clock.sleep(0.01)
+        return 0 if self.minute_now() == self.minute else 1
+
+    def in_flight(self, key: str | None) -> bool:
+        return key is not None and any(each.key == key for each in self.open)
+
+    @rule(amount=st.integers(1, 40))
+    def grant(self, amount: int) -> None:
+        self.granted += 1
+        grant = Grant(f"g{self.granted}", amount, "", "test", int(self.world.clock.now_s))
+        ledger = self.world.process().ledger
+        ledger.grant(self.world.organisation, grant, self.world.deadline())
+        ledger.grant(self.world.organisation, grant, self.world.deadline())
+        self.credits += amount
+
+    @rule(key=st.none() | KEYS)
+    def ask(self, key: str | None) -> None:
+        spent = self.calls_to_learn()
+        process = self.world.process()
+        answer = self.world.request(process, key)
+        if key in self.urls:
+            assert isinstance(answer, Finished)
+            assert (answer.replayed, answer.image_url) == (True, self.urls[key])
+        elif self.in_flight(key):
+            assert isinstance(answer, GenerationInFlight)
+        elif self.credits < PRICE:
+            assert isinstance(answer, InsufficientCredits)
+            assert answer.remaining == self.credits
+        else:
+            assert isinstance(answer, Finished)
+            assert len(process.wire.calls) == SETTLE + 1 + spent
+            self.minute = self.minute_now()
+            self.credits -= PRICE
+            if key is not None:
+                self.urls[key] = answer.image_url
+
+    @precondition(lambda self: self.credits >= PRICE)
+    @rule(key=st.none() | KEYS)
+    def fail(self, key: str | None) -> None:
+        if key in self.urls or self.in_flight(key):
+            return
+        self.calls_to_learn()
+        answer = self.world.request(self.world.process(failure=ContentRejected()), key)
+        self.minute = self.minute_now()
+        assert isinstance(answer, GenerationFailed)
+
+    @precondition(lambda self: self.credits >= PRICE)
+    @rule(
+        key=st.none() | KEYS,
+        call=st.integers(RESERVE, SETTLE),
+        fault=st.sampled_from([Fault.KILLED_BEFORE, Fault.KILLED_AFTER]),
+    )
+    def die(self, key: str | None, call: int, fault: Fault) -> None:
+        if key in self.urls or self.in_flight(key):
+            return
+        wire = Wire(call + self.calls_to_learn(), fault)
+        expires_at = int(self.world.clock.now_s) + LEASE_S
+        assert self.world.request(self.world.process(wire), key) is None
+        done = call + (1 if fault is Fault.KILLED_AFTER else 0)
+        if done <= RESERVE:
+            return
+        self.minute = self.minute_now()
+        self.credits -= PRICE
+        if done <= SETTLE:
+            self.open.append(Open(expires_at, stored=done > PUT, key=key))
+        elif key is not None:
+            replay = self.world.request(self.world.process(), key)
+            assert isinstance(replay, Finished)
+            self.urls[key] = replay.image_url
+
+    @precondition(lambda self: self.credits >= PRICE)
+    @rule(
+        call=st.integers(RESERVE, SETTLE),
+        fault=st.sampled_from([Fault.RESPONSE_LOST, Fault.ERROR_BEFORE, Fault.THROTTLED]),
+    )
+    def stumble(self, call: int, fault: Fault) -> None:
+        if call == MODEL:
+            return
+        wire = Wire(call + self.calls_to_learn(), fault)
+        answer = self.world.request(self.world.process(wire))
+        assert isinstance(answer, Finished)
+        self.minute = self.minute_now()
+        self.credits -= PRICE
+
+    @rule(seconds=st.sampled_from([1, 30, 70]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.clock.sleep(seconds)
+
+    @rule()
+    def reconcile(self) -> None:
+        self.world.reconcile(self.world.process())
+        over = [each for each in self.open if each.expires_at <= int(self.world.clock.now_s)]
+        for each in over:
+            self.open.remove(each)
+            if not each.stored:
+                self.credits += PRICE
+            elif each.key is not None:
+                replay = self.world.request(self.world.process(), each.key)
+                assert isinstance(replay, Finished)
+                self.urls[each.key] = replay.image_url
+
+    @invariant()
+    def the_service_agrees(self) -> None:
+        type(self).steps += 1
+        assert self.world.balance() == self.credits
+        assert self.world.audit().drift == 0
+
+
+def test_no_history_makes_the_service_disagree_with_a_plain_account(engine: Engine) -> None:
+    class Machine(Money):
+        pass
+
+    Machine.engine = engine
+    chosen = settings(
+        max_examples=12 if engine.name == "moto" else 100,
+        stateful_step_count=12,
+        deadline=None,
+        derandomize=True,
+        # A shorter history than the one found says little more, and takes minutes to find.
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(Machine, settings=chosen)
+    tally(f"steps of made-up histories on {engine.name}", Machine.steps)
