@@ -39,7 +39,7 @@ class Rooms:
     @cached_property
     def ledger(self) -> Ledger:
         """The credits table."""
-        return Ledger(Table(dynamodb(), self.settings.credits_table))
+        return Ledger(Table(dynamodb(self.settings.aws_region), self.settings.credits_table))
 
     @cached_property
     def api_keys(self) -> ApiKeys:
@@ -66,4 +66,4 @@ class Rooms:
 
     @cached_property
     def _secrets(self) -> "SecretsManagerClient":
-        return secrets_manager()
+        return secrets_manager(self.settings.aws_region)

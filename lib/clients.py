@@ -46,7 +46,7 @@ def read_secret(client: "SecretsManagerClient", name: str) -> str:
         raise SecretUnreadable from fault
 
 
-def dynamodb() -> "DynamoDBClient":
+def dynamodb(region: str | None = None) -> "DynamoDBClient":
     """A DynamoDB client; ``lib.table`` does the retrying."""
     config = Config(
         connect_timeout=CONNECT_S,
@@ -54,18 +54,18 @@ def dynamodb() -> "DynamoDBClient":
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=MAX_CONNECTIONS,
     )
-    return boto3.client("dynamodb", config=config)
+    return boto3.client("dynamodb", region_name=region, config=config)
 
 
-def secrets_manager() -> "SecretsManagerClient":
-    """A Secrets Manager client with one retry of botocore's own: it is only read from."""
+def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
+    """A Secrets Manager client with one retry of botocore's own; its writes carry tokens."""
     config = Config(
         connect_timeout=CONNECT_S,
         read_timeout=SECRETS_READ_S,
         retries={"mode": "standard", "total_max_attempts": 2},
         max_pool_connections=MAX_CONNECTIONS,
     )
-    return boto3.client("secretsmanager", config=config)
+    return boto3.client("secretsmanager", region_name=region, config=config)
 
 
 class ObjectStore:
@@ -76,6 +76,7 @@ class ObjectStore:
     """
 
     def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
+        self._region = settings.aws_region
         self._endpoint = settings.storage_endpoint_url
         self._credentials_secret = settings.storage_credentials_secret
         self._secrets = secrets
@@ -103,7 +104,9 @@ class ObjectStore:
             response_checksum_validation="when_required",
         )
         if self._credentials_secret is None:
-            return boto3.client("s3", endpoint_url=self._endpoint, config=config)
+            return boto3.client(
+                "s3", region_name=self._region, endpoint_url=self._endpoint, config=config
+            )
         try:
             pair = json.loads(read_secret(self._secrets, self._credentials_secret))
             access_key, secret_key = pair["accessKeyId"], pair["secretAccessKey"]

@@ -3,8 +3,9 @@
 The request goes through google-genai, which knows the URL, the headers and the errors of the
 Gemini API. Two things are ours, because the SDK's own can't be relied on for a paid request:
 
-- the transport under it: the SDK's timeout is per read, so a body dripped a byte at a time never
-  ends; it follows redirects and hands the API key to the other host; a body has no largest size;
+- the transport under it (``lib.bounded_http``): the SDK's timeout is per read, so a body dripped a
+  byte at a time never ends; it follows redirects and hands the API key to the other host; a body
+  has no largest size;
 - the reading of a 200: the SDK's typed response warns with Google's words, and raises half a dozen
   unrelated exceptions, on answers that it does not expect.
 
@@ -15,13 +16,10 @@ import logging
 import math
 import random
 import re
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import httpcore2
 import httpx2
@@ -30,6 +28,7 @@ from google.genai import errors, types
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
+from lib.bounded_http import AnswerTooLarge, BoundedTransport
 from lib.deadline import Deadline
 from lib.errors import (
     ContentRejected,
@@ -41,7 +40,7 @@ from lib.errors import (
 )
 from lib.models import AspectRatio
 
-__all__ = ["MAX_ANSWER_BYTES", "RETRY_NEEDS_S", "Gemini"]
+__all__ = ["RETRY_NEEDS_S", "Gemini"]
 
 # A second attempt is only worth its price if a picture can still come of it: 4 s is the median
 # of the fastest model.
@@ -53,13 +52,6 @@ LONGEST_WAIT_S = 60.0
 QUOTA_RETRY_AFTER_S = 60
 MAX_RETRY_AFTER_S = 3600
 
-# 24 MiB of picture in base64. A 1K JPEG is 1 to 2 MB; the whole answer is held several times over.
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-# One address of several that does not answer must not use up the time of the others.
-CONNECT_S = 3.0
-# Saves the TLS handshake between calls. A connection that Google closed meanwhile is not reused.
-KEEP_IDLE_S = 60.0
-MAX_CONNECTIONS = 100
 # Google refuses a request that asks it to be done in fewer seconds ("Minimum allowed deadline").
 MIN_SERVER_TIMEOUT_S = 10
 
@@ -115,7 +107,7 @@ class Gemini:
         self._sleep = sleep
         self._tls = httpx2.create_ssl_context()
         self._http = httpx2.Client(
-            transport=_BoundedTransport(self._tls),
+            transport=BoundedTransport(self._tls),
             follow_redirects=False,
             trust_env=False,
             # A picture does not compress, and a compressed answer has no size until it is open.
@@ -375,17 +367,13 @@ def _fault_of_quota(status: _Status) -> _Fault:
     return _Fault(ModelOverloaded(retry_after_s), wait_s)
 
 
-class _AnswerTooLargeError(Exception):
-    """The body is over ``MAX_ANSWER_BYTES``."""
-
-
 _CONNECTION_FAULTS = (
     httpcore2.TimeoutException,
     httpcore2.NetworkError,
     httpcore2.ProtocolError,
     httpcore2.UnsupportedProtocol,
     httpx2.InvalidURL,
-    _AnswerTooLargeError,
+    AnswerTooLarge,
 )
 
 
@@ -394,139 +382,9 @@ def _fault_of_connection(fault: Exception) -> _Fault:
         case httpcore2.TimeoutException():
             # At the deadline no time is left for the retry; it is for addresses that don't answer.
             return _Fault(ModelTimedOut(), _jitter_s())
-        case _AnswerTooLargeError():
+        case AnswerTooLarge():
             return _Fault(NoImageReturned())
         case httpcore2.NetworkError() | httpcore2.RemoteProtocolError():
             return _Fault(ModelOverloaded(), _jitter_s())
         case _:
             return _Fault(ModelUnavailable())
-
-
-class _BoundedTransport(httpx2.BaseTransport):
-    """HTTP/1.1 that ends: a request's timeout limits all of it, and a body has a largest size.
-
-    It runs in the caller's thread and closes the connection of a request that it gives up, so
-    neither a thread nor a socket is left behind, and a frozen or snapshotted process has nothing
-    running. Every operation on the socket is given what is left of the time: httpcore2 hands the
-    numbers under ``timeout`` to its network backend untouched, and here they are not durations but
-    the moment, on ``time.monotonic``'s clock, by which the whole exchange must have ended.
-
-    Of the answer's header nothing passes: no redirect to follow, no cookie to keep, no encoding
-    to undo.
-    """
-
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._pool = httpcore2.ConnectionPool(
-            ssl_context=tls,
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=MAX_CONNECTIONS,
-            keepalive_expiry=KEEP_IDLE_S,
-            network_backend=_Network(),
-        )
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        timeout_s: float = request.extensions["timeout"]["read"]
-        ends_at = time.monotonic() + timeout_s
-        limits = {"connect": ends_at, "read": ends_at, "write": ends_at, "pool": timeout_s}
-        url = request.url
-        answer = self._pool.handle_request(
-            httpcore2.Request(
-                method=request.method,
-                url=httpcore2.URL(
-                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-                ),
-                headers=request.headers.raw,
-                content=request.read(),
-                extensions={"timeout": limits},
-            )
-        )
-        return httpx2.Response(answer.status, stream=_BoundedBody(answer))
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class _BoundedBody(httpx2.SyncByteStream):
-    def __init__(self, answer: httpcore2.Response) -> None:
-        self._answer = answer
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for chunk in self._answer.iter_stream():
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise _AnswerTooLargeError
-            yield chunk
-
-    def close(self) -> None:
-        self._answer.close()
-
-
-class _Network(httpcore2.NetworkBackend):
-    """Sockets whose ``timeout`` is the moment by which all must have ended."""
-
-    def __init__(self) -> None:
-        self._sockets = httpcore2.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        """Connects to the first address of ``host`` that answers.
-
-        The standard library would give each of them the whole time.
-        """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as fault:
-            raise httpcore2.ConnectError from fault
-        unreachable: Exception = httpcore2.ConnectError()
-        for address in found:
-            left_s = _left_s(timeout, httpcore2.ConnectTimeout)
-            try:
-                stream = self._sockets.connect_tcp(
-                    str(address[4][0]), port, min(left_s, CONNECT_S), local_address, socket_options
-                )
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as fault:
-                unreachable = fault
-            else:
-                return _Stream(stream)
-        raise unreachable
-
-
-class _Stream(httpcore2.NetworkStream):
-    def __init__(self, stream: httpcore2.NetworkStream) -> None:
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left_s(timeout, httpcore2.ReadTimeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left_s(timeout, httpcore2.WriteTimeout))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore2.NetworkStream:
-        left_s = _left_s(timeout, httpcore2.ConnectTimeout)
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left_s))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-def _left_s(ends_at: float | None, passed: type[httpcore2.TimeoutException]) -> float:
-    """Seconds until ``ends_at``; the lack of a moment counts as one that has passed."""
-    left_s = (ends_at or 0.0) - time.monotonic()
-    if left_s <= 0:
-        raise passed
-    return left_s

@@ -55,7 +55,8 @@ _RATIO_TOLERANCE = 0.06
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK_OVERHEAD_BYTES = 12
 _BYTES_PER_PIXEL = 3
-_BAND_BYTES = 128 * 1024
+_BANDS = 32
+_MIN_BAND_BYTES = 128 * 1024
 _STRIPS_PER_BAND = 16
 _TRIAL_LEVEL = 1
 # deflate's level by what a trial leaves of the bytes: the less, the more an effort finds.
@@ -220,7 +221,8 @@ class _Bytes(NamedTuple):
 
 def _filtered(image: Image.Image) -> tuple[bytearray, float]:
     """The filtered rows, each behind its filter's type; and what trials left of their bytes."""
-    band_rows = max(1, _BAND_BYTES // (_BYTES_PER_PIXEL * image.width))
+    rows_at_least = _MIN_BAND_BYTES // (_BYTES_PER_PIXEL * image.width)
+    band_rows = max(rows_at_least, -(-image.height // _BANDS))
     filtered = bytearray()
     tried_bytes, left_bytes = 0, 0.0
     for top in range(0, image.height, band_rows):

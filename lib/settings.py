@@ -1,6 +1,6 @@
 """The environment, read once into one frozen object; nothing else of ours reads it.
 
-The SDKs' own variables (``AWS_REGION``, ``AWS_ENDPOINT_URL_DYNAMODB``, ``GOOGLE_GEMINI_BASE_URL``,
+The SDKs' own variables (``AWS_ENDPOINT_URL_DYNAMODB``, ``GOOGLE_GEMINI_BASE_URL``,
 ``POWERTOOLS_LOG_LEVEL`` and the like) stay the SDKs' business.
 """
 
@@ -34,6 +34,7 @@ class Settings:
     storage_endpoint_url: str | None = None
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
+    aws_region: str | None = None
     service_name: str = DEFAULT_SERVICE
     metrics_namespace: str = DEFAULT_NAMESPACE
 
@@ -65,6 +66,8 @@ class Settings:
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
+            # boto3 reads AWS_DEFAULT_REGION alone; Lambda and everybody else set AWS_REGION.
+            aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,
             metrics_namespace=optional("POWERTOOLS_METRICS_NAMESPACE") or DEFAULT_NAMESPACE,
         )

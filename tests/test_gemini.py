@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn, Received
+from lib.bounded_http import MAX_ANSWER_BYTES
 from lib.deadline import Deadline
 from lib.errors import (
     ContentRejected,
@@ -32,7 +33,7 @@ from lib.errors import (
     ModelUnavailable,
     NoImageReturned,
 )
-from lib.gemini import MAX_ANSWER_BYTES, Gemini
+from lib.gemini import Gemini
 from lib.models import AspectRatio
 
 MODEL = "gemini-3.1-flash-lite-image"

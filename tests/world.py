@@ -321,11 +321,11 @@ class World:
         except Killed:
             return None
 
-    def reconcile(self, process: Process) -> Reconciled | None:
+    def reconcile(self, process: Process, ends_after_s: float = 45) -> Reconciled | None:
         """One run of the reconciler, over every hold in the table; nothing when it broke off."""
         try:
             with self.observe() as observation:
-                return process.reconciler.run(self.deadline(45), observation)
+                return process.reconciler.run(self.deadline(ends_after_s), observation)
         except (Killed, LedgerUnreachable):
             return None
 

@@ -1,0 +1,124 @@
+"""Reservations that nobody ended, and how the reconciler ends them."""
+
+import pytest
+
+from lib.ledger_rows import Status
+from lib.reconciliation import Reconciled
+from tests.world import Call, Fault, NewWorld, Wire, World
+
+# The calls of a request in a minute that has begun: reserve, generate, put, settle.
+MODEL, PUT, SETTLE = 1, 2, 3
+PROMISED_S = 180
+SCHEDULE_S = 60
+
+
+@pytest.fixture
+def world(new_world: NewWorld) -> World:
+    made = new_world(rate_limit=10_000)
+    made.begin_the_minute()
+    return made
+
+
+def abandon(world: World, before: int) -> None:
+    """A request that is killed before its call number ``before``."""
+    world.clock.sleep(0.01)
+    assert world.request(world.process(Wire(before, Fault.KILLED_BEFORE))) is None
+
+
+def statuses(world: World) -> list[Status]:
+    return [each.status for each in world.generations()]
+
+
+def test_a_killed_request_is_refunded_within_three_minutes(world: World) -> None:
+    killed_at = world.clock.now_s
+    abandon(world, MODEL)
+    while statuses(world) == [Status.RESERVED]:
+        world.clock.sleep(SCHEDULE_S)
+        world.reconcile(world.process())
+    assert world.clock.now_s - killed_at <= PROMISED_S
+    assert world.balance() == 100
+
+
+def test_a_lease_that_still_runs_is_left_alone(world: World) -> None:
+    abandon(world, MODEL)
+    world.clock.sleep(30)
+    assert world.reconcile(world.process()) == Reconciled()
+    assert statuses(world) == [Status.RESERVED]
+
+
+def test_an_image_that_was_stored_is_settled_with_the_time_it_took(world: World) -> None:
+    abandon(world, SETTLE)
+    world.let_leases_pass()
+    assert world.reconcile(world.process()) == Reconciled(settled=1)
+    (settled,) = world.generations()
+    assert settled.status is Status.SETTLED
+    assert settled.duration_ms is not None
+    assert world.balance() == 95
+    assert world.violations() == []
+
+
+def test_an_image_that_is_not_whole_is_refunded_and_removed(world: World) -> None:
+    abandon(world, SETTLE)
+    (key,) = world.stored_keys()
+    whole = world.process().images.read(key)
+    assert whole is not None
+    cut = whole.content[: len(whole.content) // 2]
+    world.engine.s3.put_object(Bucket=world.engine.bucket, Key=key, Body=cut)
+    world.let_leases_pass()
+    assert world.reconcile(world.process()) == Reconciled(refunded=1)
+    assert world.stored_keys() == set()
+    assert world.balance() == 100
+
+
+def test_an_image_that_arrives_after_the_refund_is_removed_a_lease_later(world: World) -> None:
+    abandon(world, MODEL)
+    world.let_leases_pass()
+    world.reconcile(world.process())
+    (refunded,) = world.generations()
+    world.process().images.put(refunded.image_key, b"late", refunded.attempt_id, world.deadline())
+    world.let_leases_pass()
+    assert world.reconcile(world.process()) == Reconciled(swept=1)
+    assert world.violations() == []
+
+
+def test_a_row_that_makes_no_sense_does_not_stop_the_others(world: World) -> None:
+    abandon(world, MODEL)
+    nonsense = {
+        "pk": {"S": f"ORG#{world.organisation}"},
+        "sk": {"S": "GEN#0000000000000"},
+        "status": {"S": "misplaced"},
+        "openHold": {"S": "0"},
+        "leaseExpiresAt": {"N": "1"},
+    }
+    world.engine.dynamodb.put_item(TableName=world.table, Item=nonsense)
+    world.let_leases_pass()
+    assert world.reconcile(world.process()) == Reconciled(refunded=1, failed=1)
+    assert world.balance() == 100
+
+
+def test_without_the_store_nothing_is_decided_and_the_next_run_does_it(world: World) -> None:
+    abandon(world, SETTLE)
+    world.let_leases_pass()
+    down = world.process(Wire(4, Fault.OUTAGE))
+    assert [call.service for call in down.wire.calls] == []
+    assert world.reconcile(down) == Reconciled(failed=1)
+    assert down.wire.calls[4].service == "s3"
+    assert world.reconcile(world.process()) == Reconciled(settled=1)
+
+
+def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) -> None:
+    world = new_world(credits_=600, rate_limit=10_000)
+    world.begin_the_minute()
+    for _ in range(120):
+        abandon(world, MODEL)
+    world.let_leases_pass()
+
+    def takes_a_while(_call: Call) -> None:
+        world.clock.sleep(0.01)
+
+    first = world.reconcile(world.process(Wire(before_each=takes_a_while)), ends_after_s=2)
+    assert first is not None
+    assert 100 <= first.refunded < 120
+    world.settle_down()
+    assert world.balance() == 600
+    assert world.violations() == []

@@ -1,0 +1,58 @@
+"""The environment as the service reads it."""
+
+import pytest
+
+from infra.template import Template
+from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S
+from lib.settings import DEFAULT_MODEL, MissingSettingError, Settings
+
+ENVIRONMENT = {
+    "CREDITS_TABLE": "credits",
+    "IMAGE_BUCKET": "images",
+    "IMAGE_BASE_URL": "https://images.example/",
+    "ORG_SECRET_PREFIX": "orgs/",
+    "GEMINI_API_KEY_SECRET": "gemini-key",
+}
+
+
+def test_what_is_required_is_enough_and_the_rest_has_defaults() -> None:
+    settings = Settings.from_environment(ENVIRONMENT)
+    assert settings.image_base_url == "https://images.example"
+    assert settings.gemini_model == DEFAULT_MODEL == "gemini-3.1-flash-lite-image"
+    assert settings.storage_endpoint_url is None
+    assert settings.image_key_suffix is False
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_a_missing_variable_is_named(name: str) -> None:
+    with pytest.raises(MissingSettingError, match=name):
+        Settings.from_environment({**ENVIRONMENT, name: " "})
+
+
+@pytest.mark.parametrize(("written", "meant"), [("true", True), ("1", True), ("false", False)])
+def test_the_suffix_of_image_names_is_switched_with_words(written: str, *, meant: bool) -> None:
+    settings = Settings.from_environment({**ENVIRONMENT, "IMAGE_KEY_SUFFIX": written})
+    assert settings.image_key_suffix is meant
+
+
+def test_the_template_gives_every_function_what_the_service_reads() -> None:
+    read: set[str] = set()
+
+    class Noting(dict[str, str]):
+        def get(self, name: str, _default: object = None) -> str:
+            read.add(name)
+            return ENVIRONMENT.get(name, "")
+
+    Settings.from_environment(Noting())
+    for function in Template.from_file().functions():
+        assert read <= set(function.environment), function.name
+
+
+def test_a_lease_outlives_the_function_by_thirty_seconds() -> None:
+    (generate,) = (
+        function
+        for function in Template.from_file().functions()
+        if function.handler == "handlers.generate.handler"
+    )
+    assert generate.timeout_s == FUNCTION_TIMEOUT_S
+    assert generate.timeout_s + 30 == LEASE_S
