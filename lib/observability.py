@@ -23,7 +23,7 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 if TYPE_CHECKING:
     from lib.settings import Settings
 
-__all__ = ["Observation", "Telemetry"]
+__all__ = ["Observation", "Telemetry", "anatomy"]
 
 _LIBRARIES = ("boto3", "botocore", "urllib3", "httpx2", "httpcore2", "google_genai", "PIL")
 

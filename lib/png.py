@@ -122,6 +122,8 @@ def _decoded(data: bytes) -> ImageFile.ImageFile:
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
         raise NoImageReturned from fault
+    if picture.mode == "P" and picture.palette is None:
+        raise NoImageReturned
     return picture
 
 

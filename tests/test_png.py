@@ -523,6 +523,15 @@ def test_a_png_whose_pixels_stop_in_the_middle_is_not_whole_though_its_chunks_ar
     assert not is_whole_png(png_of(header, end))
 
 
+def test_a_png_that_names_colours_by_number_but_lists_none_is_not_whole() -> None:
+    chunks = chunks_of(as_png(illustration(SQUARE).quantize(16)))
+
+    colourless = png_of(*(chunk for chunk in chunks if chunk[0] != b"PLTE"))
+
+    assert not is_whole_png(colourless)
+    refusal(colourless)
+
+
 @pytest.mark.parametrize("data", [as_jpeg(photo(SQUARE)), as_webp(photo(SQUARE))])
 def test_a_whole_picture_of_another_format_is_not_a_png(data: bytes) -> None:
     assert not is_whole_png(data)
