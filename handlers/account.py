@@ -49,13 +49,23 @@ def handler(event: Event, context: "LambdaContext") -> Response:
     rooms = service()
     with rooms.telemetry.observe(request) as observation:
         try:
-            route = _ROUTES.get(event["routeKey"])
-            if route is None:
-                raise NotFound
+            route = _ROUTES.get(event["routeKey"], _unknown)
             return success(200, route(rooms, event, deadline), request, {})
+        except ServiceUnavailable as error:
+            observation.count("ServiceUnavailable")
+            observation.warning("no answer from a service of ours", error.__cause__)
+            return failure(error, request, {})
         except ServiceError as error:
             observation.info("request rejected", code=error.code, status=error.status)
             return failure(error, request, {})
+        except Exception as fault:  # noqa: BLE001 - a bug of ours must not show its words to anybody
+            observation.count("UnexpectedErrors")
+            observation.warning("unexpected failure", fault)
+            return failure(ServiceUnavailable(), request, {})
+
+
+def _unknown(_rooms: Service, _event: Event, _deadline: Deadline) -> dict[str, object]:
+    raise NotFound
 
 
 def _credits(rooms: Service, event: Event, deadline: Deadline) -> dict[str, object]:

@@ -9,7 +9,7 @@ from handlers.composition import Rooms
 from handlers.http import Event, Response, body_of, failure, header, request_id, success
 from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
-from lib.errors import GenerationFailed, InvalidRequest, ServiceError, ServiceUnavailable
+from lib.errors import InvalidRequest, RequestRejected, ServiceError, ServiceUnavailable
 from lib.gemini import Gemini
 from lib.generation import Generations
 from lib.ledger import Order
@@ -63,19 +63,22 @@ def answer(rooms: Service, event: Event, deadline: Deadline, observation: Observ
     try:
         order = _order(rooms.api_keys, event)
         finished = rooms.generations.generate(order, deadline, observation)
+        body = GenerateResponse(imageUrl=finished.image_url, durationMs=finished.duration_ms)
     except ServiceError as error:
-        if not isinstance(error, GenerationFailed):
+        if isinstance(error, RequestRejected):
             observation.count("Rejections")
             observation.info("request rejected", code=error.code, status=error.status)
+        elif isinstance(error, ServiceUnavailable):
+            observation.count("ServiceUnavailable")
+            observation.warning("no answer from a service of ours", error.__cause__)
         return failure(error, request, {"X-Credits-Charged": "0"})
     except Exception as fault:  # noqa: BLE001 - a bug of ours must not show its words to anybody
         observation.count("UnexpectedErrors")
-        observation.warning("unexpected failure before the reservation", fault)
+        observation.warning("unexpected failure outside the generation", fault)
         return failure(ServiceUnavailable(), request, {"X-Credits-Charged": "0"})
     headers = {"X-Credits-Charged": str(CREDITS_PER_IMAGE)}
     if finished.replayed:
         headers = {"X-Credits-Charged": "0", "Idempotent-Replayed": "true"}
-    body = GenerateResponse(imageUrl=finished.image_url, durationMs=finished.duration_ms)
     return success(200, body.model_dump(), request, headers)
 
 

@@ -1,7 +1,6 @@
 """API Gateway's HTTP API events (payload 2.0) as requests, and answers as its responses."""
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +39,7 @@ def body_of(event: Event) -> bytes:
         raise BodyTooLarge(MAX_BODY_BYTES)
     try:
         return _bounded(base64.b64decode(body, validate=True))
-    except binascii.Error as fault:
+    except ValueError as fault:
         raise InvalidRequest("invalid_base64", "The request body must be valid base64") from fault
 
 

@@ -51,6 +51,7 @@ def handler(_event: Event, context: "LambdaContext") -> dict[str, int]:
         observation.count("ReservationsSettledLate", reconciled.settled)
         observation.count("ReservationsExpired", reconciled.refunded)
         observation.count("ReconcileFailures", reconciled.failed)
+        observation.count("HoldsLeft", reconciled.left)
         if any(counts.values()):
             observation.info("reconciled", **counts)
     return counts

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from lib.deadline import LEASE_S
 from lib.ledger_rows import Account, Generation, Grant, Item, Status
 from lib.reservation import IDEMPOTENCY_TTL_S
 
@@ -89,7 +90,7 @@ def _lease_findings(generations: list[Generation], now_s: int) -> Iterable[str]:
         expired_at = each.lease_expires_at
         if each.status is Status.RESERVED and expired_at is None:
             yield f"generation {each.id} is reserved without a lease"
-        elif expired_at is not None and now_s - expired_at > REFUNDED_WITHIN_S:
+        elif expired_at is not None and now_s - expired_at > REFUNDED_WITHIN_S - LEASE_S:
             yield f"generation {each.id} ({each.status}) was due {now_s - expired_at} s ago"
 
 

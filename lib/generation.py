@@ -19,6 +19,7 @@ from lib.deadline import AFTER_MODEL_S, LEASE_S, Deadline
 from lib.errors import (
     GenerationFailed,
     ReservationLost,
+    ServiceUnavailable,
     StorageFailed,
     UnexpectedFailure,
 )
@@ -27,7 +28,7 @@ from lib.ledger_rows import Generation, Status
 from lib.models import AspectRatio
 from lib.observability import Observation
 from lib.png import to_png
-from lib.storage import Images, StorageUnreachable
+from lib.storage import CALL_TAKES_S, Images, KeyTaken, StorageUnreachable
 from lib.table import LedgerUnreachable
 
 __all__ = ["Finished", "Generations", "ImageModel"]
@@ -74,6 +75,10 @@ class Generations:
             RequestRejected, ServiceUnavailable: nothing was debited, or it will be refunded.
             GenerationFailed: the credits are back, or the reconciler brings them back.
         """
+        try:
+            self._images.prepare()
+        except StorageUnreachable as fault:
+            raise ServiceUnavailable from fault
         with observation.timed("LedgerMs"):
             generation = self._ledger.reserve(order, self._image_key(order.organisation), deadline)
         if generation.status is Status.SETTLED:
@@ -131,7 +136,7 @@ class Generations:
             lost = ReservationLost()
             _report(lost, generation, observation)
             raise lost from fault
-        except LedgerUnreachable as fault:
+        except Exception as fault:  # noqa: BLE001 - the image is stored: the reconciler settles
             observation.count("SettlesLeftToReconciler")
             observation.warning("settle unheard: left to the reconciler", fault)
         return self._charged(generation, duration_ms, observation)
@@ -143,7 +148,8 @@ class Generations:
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
-        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)
+        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)
+        may_be_stored = in_doubt and not isinstance(failure, KeyTaken)
         revisit_at = int(self._clock()) + LEASE_S if may_be_stored else None
         try:
             with observation.timed("LedgerMs"):
@@ -155,10 +161,10 @@ class Generations:
             raise failure from failure.__cause__
         if status is Status.SETTLED:
             observation.info("the reconciler had settled this generation", generation=generation.id)
-            duration_ms = round(self._clock() * 1000) - generation.created_ms
+            duration_ms = max(0, round(self._clock() * 1000) - generation.created_ms)
             return self._charged(generation, duration_ms, observation)
         observation.count("Refunds")
-        if may_be_stored:
+        if may_be_stored and deadline.remaining_s() > CALL_TAKES_S:
             self._delete(generation, observation)
         _report(failure, generation, observation)
         raise failure from failure.__cause__
@@ -169,7 +175,7 @@ class Generations:
         observation.count("Generations")
         observation.count("CreditsCharged", generation.credits)
         observation.info(
-            "generation settled",
+            "generation charged",
             organisation=generation.organisation,
             generation=generation.id,
             duration_ms=duration_ms,

@@ -51,6 +51,8 @@ __all__ = [
 
 RESERVE_WITHIN_S = 8.0
 BUSY_RETRY_AFTER_S = 2
+# Each attempt after the first knows more than the one before; some only a millisecond more.
+MAX_ATTEMPTS = 100
 HOLDS_PER_PAGE = 100
 AUDIT_TRIES = 20
 
@@ -107,7 +109,8 @@ class Ledger:
             InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused, Busy:
                 nothing was debited.
             ServiceUnavailable: no decision in time. Should the debit have happened unheard, its
-                lease runs out and the reconciler refunds it.
+                lease runs out and the reconciler refunds it; until then its idempotency key is
+                in flight.
         """
         deadline = deadline.within(RESERVE_WITHIN_S)
         now_ms = self._now_ms()
@@ -126,7 +129,9 @@ class Ledger:
         )
         attempt = Attempt(generation, now_s=now_ms // 1000)
         try:
-            while not deadline.passed():
+            for _ in range(MAX_ATTEMPTS):
+                if deadline.passed():
+                    break
                 reasons = self._table.transact(attempt.writes(), deadline)
                 if not reasons:
                     return attempt.generation
@@ -172,8 +177,11 @@ class Ledger:
         try:
             self._table.update(update, deadline)
         except ConditionFailed as fault:
-            if _status_of(fault.item) is not Status.SETTLED:
+            status = _status_of(fault.item)
+            if status is Status.REFUNDED:
                 raise ReservationGone from fault
+            if status is not Status.SETTLED:
+                raise LedgerUnreachable(maybe_done=False, hopeless=True) from fault
 
     def refund(
         self,

@@ -19,6 +19,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
     AmazonCloudWatchEMFProvider,
 )
+from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
     from lib.settings import Settings
@@ -62,12 +63,13 @@ class Observation:
 
     def info(self, message: str, **fields: object) -> None:
         """Something that is as it should be."""
-        self._logger.info(message, extra={"request_id": self.request_id, **fields})
+        self._logger.info(message, extra={"request_id": self.request_id, **fields}, stacklevel=3)
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
         """Something that an operator may want to look into."""
         found = {"fault": anatomy(fault)} if fault else {}
-        self._logger.warning(message, extra={"request_id": self.request_id, **found, **fields})
+        extra = {"request_id": self.request_id, **found, **fields}
+        self._logger.warning(message, extra=extra, stacklevel=3)
 
     def count(self, name: str, value: int = 1) -> None:
         """Adds ``value`` to the metric ``name``."""
@@ -111,12 +113,15 @@ class Observation:
 
 
 def anatomy(fault: BaseException) -> list[str]:
-    """An exception and its causes as type names and lines of code, without anybody's words."""
+    """An exception and its causes: types, AWS's error codes, lines of code; nobody's words."""
     parts = []
     cause: BaseException | None = fault
     while cause is not None:
         frames = traceback.extract_tb(cause.__traceback__)
         places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
-        parts.append(f"{type(cause).__name__} at {' < '.join(reversed(places))}")
+        name = type(cause).__name__
+        if isinstance(cause, ClientError):
+            name += f" {cause.response.get('Error', {}).get('Code')}"
+        parts.append(f"{name} at {' < '.join(reversed(places))}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return parts[:6]

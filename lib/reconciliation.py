@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import islice
 
 from lib.deadline import LEASE_S, Deadline
@@ -21,23 +22,30 @@ from lib.ledger import Ledger, ReservationGone
 from lib.ledger_rows import Generation, Item, Status
 from lib.observability import Observation
 from lib.png import is_whole_png
-from lib.storage import Images, StorageUnreachable, StoredImage
-from lib.table import LedgerUnreachable
+from lib.storage import Images, StoredImage
 
-__all__ = ["Outcome", "Reconciled", "Reconciler"]
+__all__ = ["Ending", "Outcome", "Reconciled", "Reconciler"]
 
 HOLDS_AT_ONCE = 100
 EXPIRED = "expired"
 """The failure code of a reservation that nobody ended."""
 
-Mapped = Callable[[Callable[[Item], "Outcome"], Iterable[Item]], Iterable["Outcome"]]
+
+class Ending(StrEnum):
+    """What became of one hold. What ``failed`` or was ``left`` is there again in the next run."""
+
+    SETTLED = "settled"
+    REFUNDED = "refunded"
+    SWEPT = "swept"
+    FAILED = "failed"
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one hold ended: ``settled``, ``refunded``, ``swept``, or ``failed`` and left as it is."""
+    """How one hold ended, and why not if it did not."""
 
-    name: str
+    ending: Ending
     fault: Exception | None = None
 
 
@@ -49,6 +57,10 @@ class Reconciled:
     refunded: int = 0
     swept: int = 0
     failed: int = 0
+    left: int = 0
+
+
+RunAll = Callable[[Callable[[Item], Outcome], Iterable[Item]], Iterable[Outcome]]
 
 
 class Reconciler:
@@ -62,7 +74,7 @@ class Reconciler:
         ledger: Ledger,
         images: Images,
         clock: Callable[[], float] = time.time,
-        run_all: Mapped = map,
+        run_all: RunAll = map,
     ) -> None:
         self._ledger = ledger
         self._images = images
@@ -83,41 +95,51 @@ class Reconciler:
             some = list(islice(holds, HOLDS_AT_ONCE))
             if not some:
                 break
-            for outcome in self._run_all(lambda item: self._end(item, deadline), some):
-                tally[outcome.name] += 1
+            outcomes = self._run_all(lambda item: self._end(item, deadline), some)
+            for item, outcome in zip(some, outcomes, strict=True):
+                tally[outcome.ending] += 1
                 if outcome.fault is not None:
-                    observation.warning("a hold could not be reconciled", outcome.fault)
+                    hold = "/".join(str(item[name]["S"]) for name in ("pk", "sk"))
+                    observation.warning("a hold can't be reconciled", outcome.fault, hold=hold)
         return Reconciled(**tally)
 
     def _end(self, item: Item, deadline: Deadline) -> Outcome:
+        if deadline.passed():
+            return Outcome(Ending.LEFT)
         try:
             hold = Generation.from_item(item)
             if hold.status is Status.REFUNDED:
-                return self._sweep(hold, deadline)
-            return self._decide(hold, deadline)
-        except (LedgerUnreachable, StorageUnreachable, KeyError, ValueError) as fault:
-            return Outcome("failed", fault)
+                return Outcome(self._sweep(hold, deadline))
+            return Outcome(self._decide(hold, deadline))
+        except Exception as fault:  # noqa: BLE001 - no hold may keep the others from their end
+            return Outcome(Ending.FAILED, fault)
 
-    def _decide(self, hold: Generation, deadline: Deadline) -> Outcome:
+    def _decide(self, hold: Generation, deadline: Deadline) -> Ending:
         stored = self._images.read(hold.image_key)
-        if stored is not None and is_whole_png(stored.content):
+        is_own = stored is not None and stored.attempt_id == hold.attempt_id
+        if stored is not None and is_own and is_whole_png(stored.content):
             return self._settle(hold, stored, deadline)
         revisit_at = int(self._clock()) + LEASE_S
         if self._ledger.refund(hold, EXPIRED, deadline, revisit_at) is Status.SETTLED:
-            return Outcome("settled")
-        self._images.delete(hold.image_key)
-        return Outcome("refunded")
+            return Ending.SETTLED
+        self._delete(hold, stored)
+        return Ending.REFUNDED
 
-    def _settle(self, hold: Generation, stored: StoredImage, deadline: Deadline) -> Outcome:
+    def _settle(self, hold: Generation, stored: StoredImage, deadline: Deadline) -> Ending:
         duration_ms = max(0, round(stored.stored_at * 1000) - hold.created_ms)
         try:
             self._ledger.settle(hold, duration_ms, deadline)
         except ReservationGone:
-            self._images.delete(hold.image_key)
-            return Outcome("refunded")
-        return Outcome("settled")
+            self._delete(hold, stored)
+            return Ending.REFUNDED
+        return Ending.SETTLED
 
-    def _sweep(self, hold: Generation, deadline: Deadline) -> Outcome:
-        self._images.delete(hold.image_key)
+    def _sweep(self, hold: Generation, deadline: Deadline) -> Ending:
+        self._delete(hold, self._images.read(hold.image_key))
         self._ledger.close_hold(hold, deadline)
-        return Outcome("swept")
+        return Ending.SWEPT
+
+    def _delete(self, hold: Generation, stored: StoredImage | None) -> None:
+        """Removes what was seen of a refunded generation, unless it is somebody else's."""
+        if stored is None or stored.attempt_id == hold.attempt_id:
+            self._images.delete(hold.image_key)

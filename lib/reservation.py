@@ -73,7 +73,9 @@ class Attempt:
         }
         if self.opens_window:
             stale = "rateWindow < :window OR rateWindow > :latest"
-            rate_allows = f"(attribute_not_exists(rateWindow) OR {stale})"
+            not_closed = "(attribute_not_exists(rateLimit) OR rateLimit > :zero)"
+            rate_allows = f"(attribute_not_exists(rateWindow) OR {stale}) AND {not_closed}"
+            values[":zero"] = number(0)
             count = "rateWindow = :window, rateUsed = :one"
         else:
             below_limit = "rateUsed < rateLimit"
@@ -185,9 +187,8 @@ def _account_allows(item: Item | None, attempt: Attempt, price: int) -> bool:
     if account.credits < price:
         raise InsufficientCredits(price, account.credits)
     window = attempt.window
-    if not window <= account.rate_window <= window + RATE_WINDOW_S:
-        return True
-    if account.rate_used >= account.rate_limit:
-        window_ends = account.rate_window + RATE_WINDOW_S
+    is_current = window <= account.rate_window <= window + RATE_WINDOW_S
+    if (account.rate_used if is_current else 0) >= account.rate_limit:
+        window_ends = (account.rate_window if is_current else window) + RATE_WINDOW_S
         raise RateLimited(account.rate_limit, max(1, window_ends - attempt.now_s))
-    return False
+    return not is_current

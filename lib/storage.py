@@ -8,6 +8,7 @@ answers 412.
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -21,11 +22,12 @@ from lib.models import PNG_MIME_TYPE
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Images", "StorageUnreachable", "StoredImage"]
+__all__ = ["CALL_TAKES_S", "Images", "KeyTaken", "StorageUnreachable", "StoredImage"]
 
 MAX_PUTS = 3
-PUT_TAKES_AT_MOST_S = 4.0
-"""Connecting and one read timeout; see ``lib.clients``."""
+CALL_TAKES_S = 4.0
+"""A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
+REFUND_TAKES_S = 3.0
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
 _CACHE_FOR_EVER = "public, max-age=31536000, immutable"
@@ -33,6 +35,10 @@ _CACHE_FOR_EVER = "public, max-age=31536000, immutable"
 
 class StorageUnreachable(Exception):
     """The object store gave no answer that helps."""
+
+
+class KeyTaken(StorageFailed):
+    """Somebody else's object is under the key: it is neither ours to keep nor to delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +69,21 @@ class Images:
         """The public URL of the object ``key``."""
         return f"{self._base_url}/{key}"
 
+    def prepare(self) -> None:
+        """Makes the client ready, which may take reading R2's credentials.
+
+        Raises:
+            StorageUnreachable
+        """
+        self._client()
+
     def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> None:
         """Stores ``png`` under ``key``, at most once.
 
+        It tries again while that leaves the time for a refund.
+
         Raises:
+            KeyTaken: another attempt's object is there.
             StorageFailed: it is not stored, or nobody can say whether it is.
         """
         for tries in range(1, MAX_PUTS + 1):
@@ -83,22 +100,29 @@ class Images:
                 last = fault
             else:
                 return
-            if tries == MAX_PUTS or deadline.remaining_s() < PUT_TAKES_AT_MOST_S:
+            if tries == MAX_PUTS or deadline.remaining_s() < CALL_TAKES_S + REFUND_TAKES_S:
                 raise StorageFailed from last
             self._sleep(0.1 * tries)
 
     def read(self, key: str) -> StoredImage | None:
-        """The object ``key``, or nothing when there is none.
+        """The whole object ``key``, or nothing when there is none.
+
+        S3 answers 403 for a missing key to whoever may not list the bucket, so the caller's role
+        needs ``s3:ListBucket``. Source: GetObject in S3's API reference.
 
         Raises:
-            StorageUnreachable
+            StorageUnreachable: no answer, or one that broke off.
         """
         try:
             answer = self._client().get_object(Bucket=self._bucket, Key=key)
-            with answer["Body"] as body:
-                content = body.read(MAX_STORED_BYTES)
+            # Entering the body itself would give the bare socket, which takes a connection that
+            # breaks off for the end of the object.
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] > MAX_STORED_BYTES:
+                    raise StorageUnreachable
+                content = body.read()
         except ClientError as fault:
-            if _status(fault) == HTTPStatus.NOT_FOUND:
+            if fault.response.get("Error", {}).get("Code") == "NoSuchKey":
                 return None
             raise StorageUnreachable from fault
         except BotoCoreError as fault:
@@ -138,7 +162,7 @@ class Images:
         except (ClientError, BotoCoreError, StorageUnreachable) as fault:
             raise StorageFailed from fault
         if found["Metadata"].get(_ATTEMPT) != attempt_id:
-            raise StorageFailed
+            raise KeyTaken
 
 
 def _status(fault: ClientError) -> int:

@@ -39,6 +39,8 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 0.8
 MAX_TRIES = 40
+CALL_TAKES_S = 3.0
+"""A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
 
 _NO_EFFECT = frozenset(
     {
@@ -169,6 +171,8 @@ class Table:
     ) -> Iterator[Item]:
         request = {"TableName": self.name} | arguments
         while True:
+            if deadline.passed():
+                raise LedgerUnreachable(maybe_done=False)
             page = self._insist(partial(call, **request), deadline)
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
@@ -183,7 +187,7 @@ class Table:
         } | write
 
     def _insist(self, call: Callable[[], T], deadline: Deadline) -> T:
-        """What ``call`` returns, tried again while that can help and time is left.
+        """What ``call`` returns, tried again while that can help and a whole try fits in.
 
         Raises:
             ClientError: only a decision about the data, that is a condition that does not hold.
@@ -204,7 +208,7 @@ class Table:
             except BotoCoreError as fault:
                 raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
             pause_s = self._jitter() * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries)
-            if deadline.remaining_s() <= pause_s:
+            if deadline.remaining_s() <= pause_s + CALL_TAKES_S:
                 break
             self._sleep(pause_s)
         raise LedgerUnreachable(maybe_done=maybe_done)

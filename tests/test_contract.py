@@ -1045,13 +1045,19 @@ def test_a_key_that_comes_back_with_another_body_is_refused(customer: Customer) 
 def test_a_key_that_is_being_worked_on_is_told_to_come_back(
     stack: LocalStack, customer: Customer
 ) -> None:
-    prompt = "Taking its time [slow:1.5]"
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(customer.generate, prompt, idempotency_key="order-1")
-        wait_until(lambda: prompt in prompts_sent(stack))
-        meanwhile = customer.generate(prompt, idempotency_key="order-1")
+    asked, released = threading.Event(), threading.Event()
+
+    def hesitate(request: Received) -> ModelAnswer | None:
+        asked.set()
+        released.wait(timeout=10)
+        return plain_picture(request)
+
+    with model(stack, hesitate), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(customer.generate, idempotency_key="order-1")
+        assert asked.wait(timeout=10)
+        meanwhile = customer.generate(idempotency_key="order-1")
         balance_meanwhile = customer.balance()
-        assert not first.done()
+        released.set()
 
     assert meanwhile.status == 409
     assert set(meanwhile.json()) == {"error"}
@@ -1059,15 +1065,8 @@ def test_a_key_that_is_being_worked_on_is_told_to_come_back(
     assert positive(meanwhile.headers["retry-after"]) <= 30
     assert balance_meanwhile == 95
     assert first.result().status == 200
-    assert_replayed(customer.generate(prompt, idempotency_key="order-1"), first.result())
+    assert_replayed(customer.generate(idempotency_key="order-1"), first.result())
     assert (customer.balance(), len(customer.stored())) == (95, 1)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    ends_at = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
 
 
 def test_after_a_refund_the_key_is_free_for_a_new_attempt(

@@ -235,6 +235,13 @@ def test_a_clock_that_lags_a_minute_behind_does_not_reopen_the_minute(new_world:
         reserve(world)
 
 
+def test_a_limit_of_nothing_lets_nothing_through(new_world: NewWorld) -> None:
+    world = new_world(rate_limit=0)
+    with pytest.raises(RateLimited):
+        reserve(world)
+    assert world.balance() == 100
+
+
 def test_an_account_that_was_written_by_hand_has_the_default_limit(new_world: NewWorld) -> None:
     world = new_world(credits_=0)
     by_hand = {"pk": {"S": "ORG#byhand"}, "sk": {"S": "ACCOUNT"}, "credits": {"N": "1000"}}

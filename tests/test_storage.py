@@ -46,7 +46,7 @@ def test_an_image_of_another_attempt_is_never_overwritten(world: World) -> None:
 
 
 def test_a_store_that_throttles_once_is_asked_again(world: World) -> None:
-    images(world, Wire(0, Fault.ERROR_BEFORE)).put(KEY, b"bytes", "attempt-1", world.deadline())
+    images(world, Wire(0, Fault.THROTTLED)).put(KEY, b"bytes", "attempt-1", world.deadline())
     assert images(world).read(KEY) is not None
 
 
@@ -74,3 +74,15 @@ def test_a_store_that_is_down_is_told_from_an_image_that_is_not_there(world: Wor
         images(world, Wire(0, Fault.OUTAGE)).read(KEY)
     with pytest.raises(StorageUnreachable):
         images(world, Wire(0, Fault.OUTAGE)).delete(KEY)
+
+
+def test_half_an_image_is_no_image_and_no_answer(world: World) -> None:
+    images(world).put(KEY, b"bytes", "attempt-1", world.deadline())
+    with pytest.raises(StorageUnreachable):
+        images(world, Wire(0, Fault.BODY_CUT)).read(KEY)
+
+
+def test_a_bucket_that_is_not_there_is_not_a_missing_image(world: World) -> None:
+    elsewhere = Images(lambda: world.engine.s3, "no-such-bucket", "https://images.example")
+    with pytest.raises(StorageUnreachable):
+        elsewhere.read(KEY)

@@ -14,8 +14,10 @@ from itertools import count
 from typing import Any, Self, cast
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.response import StreamingBody
 from PIL import Image
 
+from handlers.generate import ANSWER_TAKES_S
 from infra.template import Template
 from lib.audit import AuditReport
 from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, Deadline
@@ -33,6 +35,8 @@ from lib.table import LedgerUnreachable, Table
 from tests.engines import Engine
 
 BASE_URL = "https://images.example"
+# Connecting and one read timeout, as lib.clients has them: what a call costs that nobody answers.
+CALL_TAKES_S = {"dynamodb": 3.0, "s3": 4.0}
 _TEMPLATE = Template.from_file()
 _numbers = count(1)
 
@@ -50,6 +54,7 @@ class Fault(StrEnum):
     ERROR_BEFORE = "an error before it took effect"
     CONFLICT = "a transaction conflict"
     THROTTLED = "throttled"
+    BODY_CUT = "the connection breaks in the middle of the body"
     OUTAGE = "the service answers nothing from here on"
     LOST_THEN_OUTAGE = "it took effect, and the service answers nothing from here on"
 
@@ -77,6 +82,8 @@ class Call:
         ]
         if self.service == "model":
             return everywhere
+        if self.operation == "get_object":
+            everywhere.append(Fault.BODY_CUT)
         if self.operation in {"transact_write_items", "update_item", "put_item"}:
             everywhere.append(Fault.CONFLICT)
         return [*everywhere, Fault.THROTTLED]
@@ -89,6 +96,7 @@ class Wire:
     strikes_at: int | None = None
     fault: Fault | None = None
     before_each: Callable[[Call], None] = lambda _call: None
+    unanswered: Callable[[Call], None] = lambda _call: None
     calls: list[Call] = field(default_factory=list)
     _dead: bool = False
     _out: str | None = None
@@ -100,6 +108,7 @@ class Wire:
         number = len(self.calls)
         self.calls.append(call)
         if self._out == call.service:
+            self.unanswered(call)
             raise _unreachable(call)
         self.before_each(call)
         if number != self.strikes_at or self.fault is None:
@@ -107,32 +116,30 @@ class Wire:
         return self._strike(self.fault, call, effect)
 
     def _strike(self, fault: Fault, call: Call, effect: Callable[[], Any]) -> Any:
-        match fault:
-            case Fault.KILLED_BEFORE:
-                self._dead = True
-                raise Killed
-            case Fault.KILLED_AFTER:
-                effect()
-                self._dead = True
-                raise Killed
-            case Fault.RESPONSE_LOST:
-                effect()
-                raise _lost(call)
-            case Fault.ERROR_BEFORE:
-                raise _unreachable(call)
-            case Fault.LOST_THEN_OUTAGE:
-                effect()
-                self._out = call.service
-                raise _lost(call)
-            case Fault.OUTAGE:
-                self._out = call.service
-                raise _unreachable(call)
-            case Fault.CONFLICT:
-                raise _conflict(call)
-            case Fault.THROTTLED if call.service == "s3":
-                raise _aws_error(call, "SlowDown", 503)
-            case Fault.THROTTLED:
-                raise _aws_error(call, "ThrottlingException", 400)
+        if fault is Fault.BODY_CUT:
+            return _with_half_a_body(effect())
+        if fault in _AFTER_THE_EFFECT:
+            effect()
+        if fault in {Fault.KILLED_BEFORE, Fault.KILLED_AFTER}:
+            self._dead = True
+            raise Killed
+        if fault is Fault.CONFLICT:
+            raise _conflict(call)
+        if fault is Fault.THROTTLED:
+            raise _throttled(call)
+        if fault in {Fault.OUTAGE, Fault.LOST_THEN_OUTAGE}:
+            self._out = call.service
+        self.unanswered(call)
+        raise _lost(call) if fault in _AFTER_THE_EFFECT else _unreachable(call)
+
+
+_AFTER_THE_EFFECT = frozenset({Fault.KILLED_AFTER, Fault.RESPONSE_LOST, Fault.LOST_THEN_OUTAGE})
+
+
+def _with_half_a_body(answer: Any) -> Any:
+    whole = answer["Body"].read()
+    half = io.BytesIO(whole[: len(whole) // 2])
+    return answer | {"Body": StreamingBody(half, len(whole))}
 
 
 def _unreachable(call: Call) -> Exception:
@@ -145,6 +152,12 @@ def _lost(call: Call) -> Exception:
     if call.service == "model":
         return ModelTimedOut()
     return ReadTimeoutError(endpoint_url="https://slow.example")
+
+
+def _throttled(call: Call) -> ClientError:
+    if call.service == "s3":
+        return _aws_error(call, "SlowDown", 503)
+    return _aws_error(call, "ThrottlingException", 400)
 
 
 def _conflict(call: Call) -> ClientError:
@@ -248,6 +261,7 @@ class World:
         self.table = f"credits-{next(_numbers)}"
         engine.dynamodb.create_table(**_TEMPLATE.table_definition(self.table))
         self.clock = Clock()
+        self.last_request_took_s = 0.0
         self.organisation = f"org{next(_numbers)}"
         self.telemetry = Telemetry(
             Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key"),
@@ -292,6 +306,7 @@ class World:
     ) -> Process:
         """A new process; ``failure`` is what its model answers with."""
         wire = wire or Wire()
+        wire.unanswered = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
         dynamodb: Any = OnWire(self.engine.dynamodb, "dynamodb", wire)
         s3: Any = OnWire(self.engine.s3, "s3", wire)
         # Half of the longest pause, always: a test must be the same each time it runs.
@@ -313,13 +328,17 @@ class World:
 
     def request(self, process: Process, key: str | None = None) -> Finished | ServiceError | None:
         """One request: the customer's image, the error they see, or nothing when it was killed."""
+        began = self.clock.now_s
         try:
             with self.observe() as observation:
-                return process.generations.generate(self.order(key), self.deadline(), observation)
+                deadline = self.deadline(FUNCTION_TIMEOUT_S - ANSWER_TAKES_S)
+                return process.generations.generate(self.order(key), deadline, observation)
         except ServiceError as error:
             return error
         except Killed:
             return None
+        finally:
+            self.last_request_took_s = self.clock.now_s - began
 
     def reconcile(self, process: Process, ends_after_s: float = 45) -> Reconciled | None:
         """One run of the reconciler, over every hold in the table; nothing when it broke off."""
