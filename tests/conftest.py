@@ -19,14 +19,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--schedule", help="one schedule of tests/test_interleavings.py, as 0.1.2")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on an engine have worlds of their own and go anywhere; others stay by file."""
-    for item in items:
-        if "engine" not in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["tried"] = reporting.to_send()

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("lib", "handlers", "infra", "tests", "pyproject.toml", "template.yaml")
 TEST_RUN_TAKES_AT_MOST_S = 600
 AT_ONCE = 2
+OPTIONS = ("-q", "-x", "-m", "not real", "-p", "no:cacheprovider")
 
 LEDGER = "tests/test_ledger.py::"
-CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_invents_a_credit"
-ORDERS = "tests/test_interleavings.py::test_in_every_order_the_books_are_sound"
+CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_invents_a_credit_on_moto"
+ORDERS = "tests/test_interleavings.py::test_in_every_order_the_books_are_sound_on_moto"
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ MUTANTS = (
         "lib/reservation.py",
         'key_is_free = "attribute_not_exists(pk) OR expiresAt <= :now"',
         'key_is_free = "attribute_not_exists(pk) OR expiresAt > :now OR expiresAt <= :now"',
-        ORDERS + "[moto-two requests with one key]",
+        ORDERS + "[two requests with one key]",
     ),
     Mutant(
         "take over a key that was freed, whoever took it since",
         "lib/reservation.py",
         'key_is_free += " OR generation = :released"',
         'key_is_free += " OR generation >= :released"',
-        ORDERS + "[moto-two retries after a refund]",
+        ORDERS + "[two retries after a refund]",
     ),
     Mutant(
         "not recognise the own debit after a lost answer",
@@ -108,7 +109,7 @@ MUTANTS = (
         release = self._release(generation, failure_code, revisit_at)
         release["ConditionExpression"] = "#status = :reserved OR attemptId = :attemptId"
 """,
-        ORDERS + "[moto-two reconcilers and an abandoned reservation]",
+        ORDERS + "[two reconcilers and an abandoned reservation]",
     ),
     Mutant(
         "forget the fence: keep the image of a refunded generation",
@@ -122,7 +123,7 @@ MUTANTS = (
         """        except ReservationGone:
             observation.count("Fenced")
 """,
-        ORDERS + "[moto-a slow request and the reconciler]",
+        ORDERS + "[a slow request and the reconciler]",
     ),
     Mutant(
         "delete the image before the refund is decided",
@@ -130,7 +131,7 @@ MUTANTS = (
         "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n",
         "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n"
         "        self._delete(generation, observation)\n",
-        ORDERS + "[moto-a refund in doubt and the reconciler's settle]",
+        ORDERS + "[a refund in doubt and the reconciler's settle]",
     ),
     Mutant(
         "reconciler: delete first, refund afterwards",
@@ -138,42 +139,42 @@ MUTANTS = (
         "        revisit_at = int(self._clock()) + LEASE_S\n",
         "        revisit_at = int(self._clock()) + LEASE_S\n"
         "        self._images.delete(hold.image_key)\n",
-        ORDERS + "[moto-a slow request and the reconciler]",
+        ORDERS + "[a slow request and the reconciler]",
     ),
     Mutant(
         "reconciler: never come back for an image that arrives late",
         "lib/reconciliation.py",
         "self._ledger.refund(hold, EXPIRED, deadline, revisit_at)",
         "self._ledger.refund(hold, EXPIRED, deadline)",
-        ORDERS + "[moto-a slow request and the reconciler]",
+        ORDERS + "[a slow request and the reconciler]",
     ),
     Mutant(
         "reconciler: settle without looking at the image",
         "lib/reconciliation.py",
         "if stored is not None and is_whole_png(stored.content):",
         "if stored is not None or self._clock():",
-        CRASHES + "[moto-reconciler refunds]",
+        CRASHES + "[reconciler refunds]",
     ),
     Mutant(
         "reconciler: refund without looking for the image",
         "lib/reconciliation.py",
         "if stored is not None and is_whole_png(stored.content):",
         "if stored is None and self._clock() < 0:",
-        CRASHES + "[moto-success in a minute that has begun]",
+        CRASHES + "[success]",
     ),
     Mutant(
         "leave our own bugs unrefunded",
         "lib/generation.py",
         "except Exception as fault:",
         "except ArithmeticError as fault:",
-        CRASHES + "[moto-failure: RuntimeError]",
+        CRASHES + "[failure: RuntimeError]",
     ),
     Mutant(
         "answer 500 when a settle goes unheard",
         "lib/generation.py",
         'observation.count("SettlesLeftToReconciler")',
         "raise UnexpectedFailure from fault",
-        CRASHES + "[moto-success in a minute that has begun]",
+        CRASHES + "[success]",
     ),
     Mutant(
         "reuse a lease that has passed: a reservation is born expired",
@@ -216,7 +217,7 @@ def outcome(mutant: Mutant) -> str:
     try:
         with broken(mutant) as copy:
             run = subprocess.run(  # noqa: S603 - our own interpreter on our own tests
-                [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test],
+                [sys.executable, "-m", "pytest", *OPTIONS, mutant.test],
                 cwd=copy,
                 env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
                 capture_output=True,

@@ -16,9 +16,6 @@ from lib.ledger import GrantRejectedError, Order, ReservationGone
 from lib.ledger_rows import Generation, Grant, Status
 from tests.world import Call, Fault, NewWorld, Wire, World
 
-DEBIT = 1
-"""The second call of a request: the first one learns that the account's minute is over."""
-
 
 def reserve(world: World, wire: Wire | None = None, order: Order | None = None) -> Generation:
     """One reservation, as a request makes it."""
@@ -72,7 +69,7 @@ def test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again(
     new_world: NewWorld,
 ) -> None:
     world = new_world()
-    reserved = reserve(world, Wire(DEBIT, Fault.RESPONSE_LOST))
+    reserved = reserve(world, Wire(0, Fault.RESPONSE_LOST))
     assert world.balance() == 95
     assert world.generations() == [reserved]
 
@@ -102,7 +99,7 @@ def test_an_outage_before_the_debit_is_an_honest_500(new_world: NewWorld) -> Non
 def test_a_debit_that_nobody_heard_of_comes_back_with_the_reconciler(new_world: NewWorld) -> None:
     world = new_world()
     with pytest.raises(ServiceUnavailable):
-        reserve(world, Wire(DEBIT, Fault.LOST_THEN_OUTAGE))
+        reserve(world, Wire(0, Fault.LOST_THEN_OUTAGE))
     assert world.balance() == 95
     world.settle_down()
     assert world.balance() == 100
@@ -257,7 +254,7 @@ def test_an_account_that_was_written_by_hand_has_the_default_limit(new_world: Ne
 def test_a_grant_counts_once_for_each_id(new_world: NewWorld) -> None:
     world = new_world(credits_=0)
     ledger = world.process().ledger
-    grant = Grant("invoice-7", 50, "May", "ann", int(world.clock()))
+    grant = Grant("invoice-7", 50, "May", "ann", 1)
     ledger.grant(world.organisation, grant, world.deadline())
     ledger.grant(world.organisation, grant, world.deadline())
     assert world.balance() == 50

@@ -30,6 +30,9 @@ from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib.models import AspectRatio
 
+# One worker of a parallel run takes the whole file, and so starts what it shares once.
+pytestmark = pytest.mark.xdist_group("test_local_stack")
+
 GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"
 SUCCESS = "success"
@@ -491,7 +494,7 @@ def test_the_printed_lines_work_when_pasted_and_ctrl_c_ends_it_all(tmp_path: Pat
         hung.join()
 
         assert (status, errors) == (0, "")
-        assert took_s < 2.5
+        assert took_s < 5
         assert not running.left_behind()
         assert not key_file.exists()
         with pytest.raises(ConnectionRefusedError):

@@ -12,9 +12,7 @@ from tests.world import Fault, NewWorld, Wire, World
 
 @pytest.fixture
 def world(new_world: NewWorld) -> World:
-    made = new_world()
-    made.begin_the_minute()
-    return made
+    return new_world()
 
 
 def metrics(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

@@ -15,9 +15,7 @@ A_WHOLE_RUN_S = 60
 
 @pytest.fixture
 def world(new_world: NewWorld) -> World:
-    made = new_world(rate_limit=10_000)
-    made.begin_the_minute()
-    return made
+    return new_world(rate_limit=10_000)
 
 
 def abandon(world: World, before: int) -> None:
@@ -129,7 +127,6 @@ def test_without_the_store_nothing_is_decided_and_the_next_run_does_it(world: Wo
 
 def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) -> None:
     world = new_world(credits_=600, rate_limit=10_000)
-    world.begin_the_minute()
     for _ in range(120):
         abandon(world, MODEL)
     world.let_leases_pass()

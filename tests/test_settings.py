@@ -13,7 +13,6 @@ ENVIRONMENT = {
     "ORG_SECRET_PREFIX": "orgs/",
     "GEMINI_API_KEY_SECRET": "gemini-key",
 }
-LAMBDA_SETS = {"AWS_REGION"}
 
 
 def test_what_is_required_is_enough_and_the_rest_has_defaults() -> None:
@@ -34,19 +33,6 @@ def test_a_missing_variable_is_named(name: str) -> None:
 def test_the_suffix_of_image_names_is_switched_with_words(written: str, *, meant: bool) -> None:
     settings = Settings.from_environment({**ENVIRONMENT, "IMAGE_KEY_SUFFIX": written})
     assert settings.image_key_suffix is meant
-
-
-def test_the_template_gives_every_function_what_the_service_reads() -> None:
-    read: set[str] = set()
-
-    class Noting(dict[str, str]):
-        def get(self, name: str, _default: object = None) -> str:
-            read.add(name)
-            return ENVIRONMENT.get(name, "")
-
-    Settings.from_environment(Noting())
-    for function in Template.from_file().functions():
-        assert read - LAMBDA_SETS <= set(function.environment), function.name
 
 
 def test_a_lease_outlives_the_function_by_thirty_seconds() -> None:

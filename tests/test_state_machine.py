@@ -50,7 +50,6 @@ class Money(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(self.engine, credits_=0, rate_limit=1_000_000)
-        self.world.begin_the_minute()
         self.minute = self.minute_now()
         self.credits = 0
         self.granted = 0

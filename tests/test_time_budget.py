@@ -18,7 +18,6 @@ def test_a_request_ends_in_time_however_long_the_model_took(
 ) -> None:
     for model_takes_s in range(0, LONGEST_MODEL_S + 1, 2):
         world = new_world()
-        world.begin_the_minute()
         world.request(world.process(Wire(call, fault), model_takes_s=model_takes_s))
         where = f"the model took {model_takes_s} s"
         assert world.last_request_took_s <= FUNCTION_TIMEOUT_S, where
@@ -27,7 +26,6 @@ def test_a_request_ends_in_time_however_long_the_model_took(
 def test_when_the_store_is_down_there_is_time_left_for_the_refund(new_world: NewWorld) -> None:
     for model_takes_s in range(0, LONGEST_MODEL_S + 1, 2):
         world = new_world()
-        world.begin_the_minute()
         broken = world.process(Wire(PUT, Fault.OUTAGE), model_takes_s=model_takes_s)
         answer = world.request(broken)
         assert isinstance(answer, ServiceError)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from itertools import count
 from typing import Any, Self, cast
 
@@ -19,12 +20,12 @@ from PIL import Image
 
 from handlers.generate import ANSWER_TAKES_S
 from infra.template import Template
-from lib.audit import AuditReport
+from lib.audit import AuditReport, audit_of
 from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, Deadline
 from lib.errors import ModelOverloaded, ModelTimedOut, ServiceError
 from lib.generation import Finished, Generations
 from lib.ledger import Ledger, Order
-from lib.ledger_rows import Generation, Grant, Status
+from lib.ledger_rows import Account, Generation, Grant, Item, Status, account_key, number
 from lib.models import AspectRatio
 from lib.observability import Observation, Telemetry
 from lib.png import is_whole_png
@@ -231,6 +232,7 @@ class PaintedModel:
         return small_picture(ratio)
 
 
+@cache
 def small_picture(ratio: AspectRatio) -> bytes:
     """A JPEG of a few hundred bytes."""
     image = Image.new("RGB", (round(64 * ratio.width_over_height), 64), (200, 80, 20))
@@ -266,11 +268,22 @@ class World:
         self.telemetry = Telemetry(
             Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key"),
         )
-        ledger = self.process().ledger
-        ledger.create_account(self.organisation, self.deadline(), rate_limit=rate_limit)
+        self._put(
+            account_key(self.organisation)
+            | {
+                "credits": number(credits_),
+                "rateLimit": number(rate_limit),
+                # The current minute has begun: a request spends no call on learning that.
+                "rateWindow": number(int(self.clock.now_s)),
+                "rateUsed": number(0),
+            }
+        )
         if credits_:
             grant = Grant("first", credits_, "test", "test", int(self.clock()))
-            ledger.grant(self.organisation, grant, self.deadline())
+            self._put(grant.to_item(self.organisation))
+
+    def _put(self, item: Item) -> None:
+        self.engine.dynamodb.put_item(TableName=self.table, Item=item)
 
     def __enter__(self) -> Self:
         return self
@@ -281,18 +294,6 @@ class World:
     def close(self) -> None:
         """Drops the table."""
         self.engine.dynamodb.delete_table(TableName=self.table)
-
-    def begin_the_minute(self) -> None:
-        """Spares the first request the call that learns of the new minute."""
-        self.engine.dynamodb.update_item(
-            TableName=self.table,
-            Key={"pk": {"S": f"ORG#{self.organisation}"}, "sk": {"S": "ACCOUNT"}},
-            UpdateExpression="SET rateWindow = :window, rateUsed = :none",
-            ExpressionAttributeValues={
-                ":window": {"N": str(int(self.clock.now_s) // 60 * 60)},
-                ":none": {"N": "0"},
-            },
-        )
 
     def deadline(self, seconds: float = FUNCTION_TIMEOUT_S) -> Deadline:
         """A deadline on this world's clock."""
@@ -365,18 +366,19 @@ class World:
                 self.let_leases_pass()
                 self.reconcile(self.process())
 
-    def generations(self) -> list[Generation]:
-        """Every generation of the organisation, oldest first."""
+    def rows(self) -> list[Item]:
+        """Everything that the table holds of the organisation."""
         answer = self.engine.dynamodb.query(
             TableName=self.table,
-            KeyConditionExpression="pk = :pk AND begins_with(sk, :gen)",
-            ExpressionAttributeValues={
-                ":pk": {"S": f"ORG#{self.organisation}"},
-                ":gen": {"S": "GEN#"},
-            },
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": f"ORG#{self.organisation}"}},
             ConsistentRead=True,
         )
-        return [Generation.from_item(item) for item in answer["Items"]]
+        return list(answer["Items"])
+
+    def generations(self) -> list[Generation]:
+        """Every generation of the organisation, oldest first."""
+        return _generations_in(self.rows())
 
     def balance(self) -> int:
         """The credits of the organisation."""
@@ -395,11 +397,13 @@ class World:
 
     def violations(self) -> list[str]:
         """What is wrong with the money now that nothing is going on any more."""
-        report = self.audit()
+        rows = self.rows()
+        (account,) = (Account.from_item(row) for row in rows if row["sk"]["S"] == "ACCOUNT")
+        report = audit_of(self.organisation, account, rows, int(self.clock.now_s))
         wrong = list(report.findings)
         if report.drift:
             wrong.append(f"drift of {report.drift} credits")
-        generations = self.generations()
+        generations = _generations_in(rows)
         wrong += [f"{each.id} is still reserved" for each in generations if _is_open(each)]
         charged = {each.image_key for each in generations if each.status is Status.SETTLED}
         stored = self.stored_keys()
@@ -410,6 +414,10 @@ class World:
             if found is None or not is_whole_png(found.content):
                 wrong.append(f"{key} is charged and is no whole PNG")
         return wrong
+
+
+def _generations_in(rows: list[Item]) -> list[Generation]:
+    return [Generation.from_item(row) for row in rows if row["sk"]["S"].startswith("GEN#")]
 
 
 def _is_open(generation: Generation) -> bool:
