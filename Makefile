@@ -29,7 +29,7 @@ run: $(INSTALLED)
 	@PORT=$(PORT) exec $(BIN)/python -m infra.local
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 verify: verify-tools
 	@$(BIN)/python -m pytest -m real

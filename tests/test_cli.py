@@ -19,9 +19,6 @@ from lib.api_keys import ApiKeys
 from lib.errors import Unauthorized
 from lib.ledger_rows import account_key
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_cli")
-
 TABLE = "credits"
 PREFIX = "test/orgs/"
 _names = count(1)

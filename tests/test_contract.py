@@ -34,9 +34,6 @@ from infra.local.gemini_stand_in import Answer as ModelAnswer
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_contract")
-
 GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")

@@ -18,9 +18,6 @@ from infra.local.gateway import Gateway
 from infra.local.http_server import HttpServer, Limits, Request, Response
 from infra.template import Cors, Route
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_gateway")
-
 Event = dict[str, Any]
 Handler = Callable[[Event, LambdaContext], object]
 

@@ -36,9 +36,6 @@ from lib.errors import (
 from lib.gemini import Gemini
 from lib.models import AspectRatio
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_gemini")
-
 MODEL = "gemini-3.1-flash-lite-image"
 KEY = "AIza-distinctive-key-of-the-operator"
 PLENTY_S = 30.0

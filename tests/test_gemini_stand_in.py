@@ -21,9 +21,6 @@ from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn
 from infra.local.landscape import SIZES
 from lib.models import AspectRatio
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_gemini_stand_in")
-
 MODEL = "gemini-3.1-flash-lite-image"
 PATH = f"/v1beta/models/{MODEL}:generateContent"
 

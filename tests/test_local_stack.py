@@ -30,9 +30,6 @@ from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib.models import AspectRatio
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_local_stack")
-
 GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"
 SUCCESS = "success"

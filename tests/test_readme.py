@@ -41,9 +41,6 @@ from lib.models import (
 from lib.reservation import IDEMPOTENCY_TTL_S
 from lib.settings import DEFAULT_MODEL
 
-# One worker of a parallel run takes the whole file, and so starts what it shares once.
-pytestmark = pytest.mark.xdist_group("test_readme")
-
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
 LOCAL_URL = "http://127.0.0.1:8000"
