@@ -32,7 +32,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 verify: verify-tools
-	@$(BIN)/python -m pytest -m real
+	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile
 
 # Needs Java 17 and npm (Debian: default-jre-headless npm) and a Python 3.13.
 verify-tools: $(INSTALLED)

@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "delete the image before the refund is decided",
         "lib/generation.py",
-        "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n",
-        "        may_be_stored = isinstance(failure, StorageFailed | UnexpectedFailure)\n"
+        "        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)\n",
+        "        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)\n"
         "        self._delete(generation, observation)\n",
         ORDERS + "[a refund in doubt and the reconciler's settle]",
     ),
@@ -149,24 +149,25 @@ MUTANTS = (
         ORDERS + "[a slow request and the reconciler]",
     ),
     Mutant(
-        "reconciler: settle without looking at the image",
+        "reconciler: settle an image that is not whole",
         "lib/reconciliation.py",
-        "if stored is not None and is_whole_png(stored.content):",
-        "if stored is not None or self._clock():",
-        CRASHES + "[reconciler refunds]",
+        "if stored is not None and is_own and is_whole_png(stored.content):",
+        "if stored is not None and is_own:",
+        "tests/test_reconciliation.py"
+        "::test_an_image_that_is_not_whole_is_refunded_and_removed[moto]",
     ),
     Mutant(
         "reconciler: refund without looking for the image",
         "lib/reconciliation.py",
-        "if stored is not None and is_whole_png(stored.content):",
-        "if stored is None and self._clock() < 0:",
+        "if stored is not None and is_own and is_whole_png(stored.content):",
+        "if stored is not None and is_own and self._clock() < 0:",
         CRASHES + "[success]",
     ),
     Mutant(
         "leave our own bugs unrefunded",
         "lib/generation.py",
-        "except Exception as fault:",
-        "except ArithmeticError as fault:",
+        "except Exception as fault:  # noqa: BLE001 - after the debit",
+        "except ArithmeticError as fault:  # after the debit",
         CRASHES + "[failure: RuntimeError]",
     ),
     Mutant(
