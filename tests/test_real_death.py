@@ -30,7 +30,8 @@ from tests.engines import Engine
 from tests.reporting import report
 from tests.world import BASE_URL, World
 
-pytestmark = pytest.mark.real
+# One worker at a time: each of these tests keeps two cores busy by itself.
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real death")]
 
 HANDLER = "handlers.generate.handler"
 SANDBOXES = 2
