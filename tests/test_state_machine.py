@@ -55,6 +55,7 @@ class Money(RuleBasedStateMachine):
         self.granted = 0
         self.open: list[Open] = []
         self.urls: dict[str, str] = {}
+        self.freed: set[str | None] = set()
 
     def teardown(self) -> None:
         self.world.settle_down()
@@ -64,12 +65,14 @@ class Money(RuleBasedStateMachine):
     def minute_now(self) -> int:
         return int(self.world.clock.now_s) // 60
 
-    def calls_to_learn(self) -> int:
-        """How many calls the next debit spends on learning that a new minute began.
+    def calls_to_learn(self, key: str | None = None) -> int:
+        """How many calls the next debit spends on learning of a new minute or of a freed key.
 
         A little time passes too, so that no request shares its millisecond with another.
         """
         self.world.clock.sleep(0.01)
+        if key in self.freed:
+            return 2
         return 0 if self.minute_now() == self.minute else 1
 
     def in_flight(self, key: str | None) -> bool:
@@ -86,7 +89,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(key=st.none() | KEYS)
     def ask(self, key: str | None) -> None:
-        spent = self.calls_to_learn()
+        spent = self.calls_to_learn(key)
         process = self.world.process()
         answer = self.world.request(process, key)
         if key in self.urls:
@@ -104,6 +107,7 @@ class Money(RuleBasedStateMachine):
             self.credits -= PRICE
             if key is not None:
                 self.urls[key] = answer.image_url
+                self.freed.discard(key)
 
     @precondition(lambda self: self.credits >= PRICE)
     @rule(key=st.none() | KEYS)
@@ -114,6 +118,8 @@ class Money(RuleBasedStateMachine):
         answer = self.world.request(self.world.process(failure=ContentRejected()), key)
         self.minute = self.minute_now()
         assert isinstance(answer, GenerationFailed)
+        if key is not None:
+            self.freed.add(key)
 
     @precondition(lambda self: self.credits >= PRICE)
     @rule(
@@ -124,13 +130,14 @@ class Money(RuleBasedStateMachine):
     def die(self, key: str | None, call: int, fault: Fault) -> None:
         if key in self.urls or self.in_flight(key):
             return
-        wire = Wire(call + self.calls_to_learn(), fault)
+        wire = Wire(call + self.calls_to_learn(key), fault)
         expires_at = int(self.world.clock.now_s) + LEASE_S
         assert self.world.request(self.world.process(wire), key) is None
         done = call + (1 if fault is Fault.KILLED_AFTER else 0)
         if done <= RESERVE:
             return
         self.minute = self.minute_now()
+        self.freed.discard(key)
         self.credits -= PRICE
         if done <= SETTLE:
             self.open.append(Open(expires_at, stored=done > PUT, key=key))
@@ -165,6 +172,8 @@ class Money(RuleBasedStateMachine):
             self.open.remove(each)
             if not each.stored:
                 self.credits += PRICE
+                if each.key is not None:
+                    self.freed.add(each.key)
             elif each.key is not None:
                 replay = self.world.request(self.world.process(), each.key)
                 assert isinstance(replay, Finished)
