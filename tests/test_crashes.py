@@ -148,6 +148,10 @@ PATHS = [
 
 SLOW_ON_MOTO = {
     "success in a taken millisecond",
+    "success in a new minute",
+    "key free again after a refund",
+    "reconciler sweeps",
+    "failure: RuntimeError",
     *(f"failure: {type(failure).__name__}" for failure in FAILURES_ALIKE),
 }
 ON_MOTO = [

@@ -164,7 +164,7 @@ WITH_THREE = {
 }
 
 
-QUICK = {"two requests for the last credits", "two reconcilers and an abandoned image"}
+QUICK = {"two reconcilers and an abandoned image"}
 ON_MOTO = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in SCENES]
 
 
