@@ -176,6 +176,8 @@ class LocalStack:
             "CREDITS_TABLE": self.table,
             "IMAGE_BUCKET": self.bucket,
             "IMAGE_BASE_URL": self.url + IMAGES_PATH.rstrip("/"),
+            "GEMINI_API_KEY_SECRET": "gemini-api-key",
+            "POWERTOOLS_SERVICE_NAME": "gemini-generate",
         }
         variables: dict[str, str] = {}
         for definition in definitions:
