@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from handlers.composition import Rooms
 from handlers.http import Event, Response, failure, header, request_id, success
+from handlers.sandbox import prepare
 from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
 from lib.errors import NotFound, ServiceError, ServiceUnavailable
@@ -80,3 +81,6 @@ def _credits(rooms: Service, event: Event, deadline: Deadline) -> dict[str, obje
 _ROUTES: dict[str, Callable[[Service, Event, Deadline], dict[str, object]]] = {
     "GET /api/v1/billing/credits": _credits,
 }
+
+
+prepare(build=service)

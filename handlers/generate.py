@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from handlers.composition import Rooms
 from handlers.http import Event, Response, body_of, failure, header, request_id, success
+from handlers.sandbox import prepare
 from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
 from lib.errors import InvalidRequest, RequestRejected, ServiceError, ServiceUnavailable
@@ -31,6 +32,7 @@ class Service:
     """The rooms of this function."""
 
     api_keys: ApiKeys
+    model: Gemini
     generations: Generations
     telemetry: Telemetry
 
@@ -43,6 +45,7 @@ def service() -> Service:
     suffix = rooms.settings.image_key_suffix
     return Service(
         api_keys=rooms.api_keys,
+        model=model,
         generations=Generations(rooms.ledger, model, rooms.images, key_suffix=suffix),
         telemetry=rooms.telemetry,
     )
@@ -101,3 +104,10 @@ def _idempotency_key(event: Mapping[str, object]) -> str | None:
             "The Idempotency-Key header must be 1 to 255 printable ASCII characters",
         )
     return key
+
+
+def _rehearse() -> None:
+    service().model.rehearse()
+
+
+prepare(build=service, rehearse=_rehearse)

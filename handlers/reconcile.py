@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from handlers.composition import Rooms
 from handlers.http import Event
+from handlers.sandbox import prepare
 from lib.deadline import Deadline
 from lib.observability import Telemetry
 from lib.reconciliation import Reconciler
@@ -55,3 +56,6 @@ def handler(_event: Event, context: "LambdaContext") -> dict[str, int]:
         if any(counts.values()):
             observation.info("reconciled", **counts)
     return counts
+
+
+prepare(build=service)

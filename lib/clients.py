@@ -69,10 +69,10 @@ def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
 
 
 class ObjectStore:
-    """Makes the client of the bucket on first use: S3, or R2 when an endpoint is configured.
+    """The client of the bucket: S3, or R2 when an endpoint is configured.
 
-    R2 wants the region ``auto``, credentials of its own, and no trailing checksums, which boto3
-    sends by default and which have broken uploads there.
+    R2's credentials are a secret, so its client is made on first use. R2 wants the region ``auto``,
+    and no trailing checksums, which boto3 sends by default and which have broken uploads there.
     """
 
     def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
@@ -82,6 +82,8 @@ class ObjectStore:
         self._secrets = secrets
         self._lock = threading.Lock()
         self._client: S3Client | None = None
+        if self._credentials_secret is None:
+            self._client = self._make()
 
     def __call__(self) -> "S3Client":
         """The client.

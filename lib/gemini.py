@@ -148,6 +148,10 @@ class Gemini:
         except _Fault as fault:
             raise fault.failure from fault
 
+    def rehearse(self) -> None:
+        """Builds an SDK client with a made-up key and forgets it, so that the SDK is all loaded."""
+        self._new_client("rehearsal")
+
     def close(self) -> None:
         """Closes the idle connections. For the end of a process or of a test."""
         self._http.close()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings"]
+__all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings", "initialization_type"]
 
 DEFAULT_MODEL = "gemini-3.1-flash-lite-image"
 DEFAULT_SERVICE = "gemini-generate"
@@ -71,3 +71,11 @@ class Settings:
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,
             metrics_namespace=optional("POWERTOOLS_METRICS_NAMESPACE") or DEFAULT_NAMESPACE,
         )
+
+
+def initialization_type(environment: Mapping[str, str] = os.environ) -> str | None:
+    """How Lambda starts this process, such as ``on-demand`` or ``snap-start``; None elsewhere.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
+    """
+    return environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") or None
