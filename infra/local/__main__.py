@@ -1,8 +1,9 @@
 """``python -m infra.local``: the whole service on this machine, until Ctrl-C.
 
 Reads ``PORT`` (8000 unless set), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
-``GEMINI_MODEL``. Writes the API key to ``.local/api-key`` while it runs, and what the functions log
-to ``.local/service.log``, both under the current directory.
+``GEMINI_MODEL``. Writes the API key to ``.local/api-key`` while it runs, what the functions log to
+``.local/service.log``, and for ``sam local invoke`` a template whose functions reach this stack to
+``.local/sam-template.json``, all under the current directory.
 """
 
 import contextlib
@@ -75,13 +76,20 @@ def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
     with _private_file(log_path) as log, contextlib.redirect_stdout(log):
         # Imported only now: the port is known to be free, and what the functions log to standard
         # output goes to the file.
+        from infra.local.samples import open_sample_accounts  # noqa: PLC0415
+        from infra.local.samples import sam_template as for_sam  # noqa: PLC0415
         from infra.local.stack import LocalStack  # noqa: PLC0415
 
         key = os.environ.get("GEMINI_API_KEY", "").strip() or None
         with (
             LocalStack(server=server, gemini_api_key=key, log=say.line) as stack,
-            _key_file(DIRECTORY / "api-key", stack.api_key) as key_path,
+            contextlib.ExitStack() as files,
         ):
+            key_path = DIRECTORY / "api-key"
+            files.enter_context(_file(key_path, stack.api_key + "\n"))
+            if stack.stand_in is not None:
+                open_sample_accounts(stack)
+                files.enter_context(_file(DIRECTORY / "sam-template.json", for_sam(stack)))
             say.line(_introduction(stack, key_path, log_path))
             while True:
                 signal.pause()
@@ -145,12 +153,12 @@ class _Terminal:
 
 
 @contextlib.contextmanager
-def _key_file(path: Path, key: str) -> Iterator[Path]:
-    """``path`` with the key in it; it goes when the key dies."""
+def _file(path: Path, text: str) -> Iterator[None]:
+    """``path`` with ``text`` in it, while that is true."""
     with _private_file(path) as stream:
-        stream.write(key + "\n")
+        stream.write(text)
     try:
-        yield path
+        yield
     finally:
         path.unlink(missing_ok=True)
 

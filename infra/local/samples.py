@@ -1,0 +1,92 @@
+"""What the sample events under ``infra/events`` need from a local stack, and how SAM finds it.
+
+The events carry API keys, so the keys are written down, and are good for nothing but a local stack
+with its painting stand-in: no deployment knows them, and none can come to know them, as keys are
+made at random.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from typing import Any
+
+from infra.local.stack import LocalStack
+from infra.template import PROJECT_ROOT, Template
+from lib.deadline import Deadline
+from lib.ledger import Ledger
+from lib.ledger_rows import Grant
+from lib.table import Table
+
+__all__ = ["SAMPLE_CREDITS", "artifact", "open_sample_accounts", "sam_template"]
+
+SAMPLE_CREDITS = 100
+# An organisation with credits, and one without.
+_KEYS = {
+    "sample": "gg_sample_ForTheLocalStackAndNowhereElse00000000000004X0ZKt",
+    "sample-empty": "gg_sample-empty_ForTheLocalStackAndNowhereElse00000000000004VIHIp",
+}
+_SETUP_TAKES_S = 10.0
+_OF_GOOGLE = ("GOOGLE_GEMINI_BASE_URL",)
+
+
+def open_sample_accounts(stack: LocalStack) -> None:
+    """Opens the accounts of the sample events, and makes their keys known."""
+    deadline = Deadline(_SETUP_TAKES_S)
+    ledger = Ledger(Table(stack.aws.client("dynamodb"), stack.table))
+    for organisation, key in _KEYS.items():
+        ledger.create_account(organisation, deadline)
+        record = {
+            "id": "key_sample",
+            "sha256": hashlib.sha256(key.encode()).hexdigest(),
+            "createdAt": "2026-01-01T00:00:00Z",
+            "expiresAt": None,
+            "revokedAt": None,
+        }
+        name = os.environ["ORG_SECRET_PREFIX"] + organisation
+        stack.aws.create_secret(name, json.dumps({"keys": [record]}))
+    grant = Grant("sample", SAMPLE_CREDITS, "For sam local", "local stack", int(time.time()))
+    ledger.grant("sample", grant, deadline)
+
+
+def artifact() -> str:
+    """The directory that ``make build`` fills for this machine's processor."""
+    return str(PROJECT_ROOT / ".build" / "artifact" / _architecture())
+
+
+def sam_template(stack: LocalStack) -> str:
+    """A template with the built functions alone; their variables lead from a container to here.
+
+    ``sam local invoke`` gives a function only the variables that its template declares, and
+    ``template.yaml`` rightly declares no addresses: so these can't come from an env file. Source:
+    samcli/local/lambdafn/env_vars.py.
+    """
+    functions = Template.from_file().functions()
+    settings = {name: os.environ[name] for each in functions for name in each.environment}
+    addresses = {name: os.environ[name] for name in (*stack.aws.environment(), *_OF_GOOGLE)}
+    variables = settings | {
+        name: value.replace("127.0.0.1", "host.docker.internal")
+        for name, value in addresses.items()
+    }
+    resources: dict[str, Any] = {
+        function.name: {
+            "Type": "AWS::Serverless::Function",
+            "Properties": {
+                "Runtime": "python3.13",
+                "Architectures": [_architecture()],
+                "CodeUri": artifact(),
+                "Handler": function.handler,
+                "Timeout": function.timeout_s,
+                "MemorySize": function.memory_mb,
+                "Environment": {"Variables": variables},
+            },
+        }
+        for function in functions
+    }
+    transform = "AWS::Serverless-2016-10-31"
+    return json.dumps({"Transform": transform, "Resources": resources}, indent=2) + "\n"
+
+
+def _architecture() -> str:
+    return "arm64" if platform.machine() in {"arm64", "aarch64"} else "x86_64"

@@ -1,0 +1,136 @@
+"""The sample events: each is what API Gateway or the schedule sends, and ends as its name says."""
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from handlers.http import Event
+from infra.local.functions import LambdaContext, LocalFunction
+from infra.local.gateway import Gateway
+from infra.local.http_server import Request
+from infra.local.samples import SAMPLE_CREDITS, artifact, open_sample_accounts, sam_template
+from infra.local.stack import LocalStack
+from infra.template import PROJECT_ROOT, Template
+
+EVENTS = {path.stem: path for path in (PROJECT_ROOT / "infra" / "events").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    with LocalStack(latency_s=0) as running:
+        open_sample_accounts(running)
+        yield running
+
+
+def event(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(EVENTS[name].read_text(encoding="utf-8"))
+    return found
+
+
+def invoke(name: str) -> Any:
+    """What the function answers that has the event's route, or else the event's schedule."""
+    route = event(name).get("routeKey")
+    function = next(
+        each
+        for each in Template.from_file().functions()
+        if (not route and each.schedules_s)
+        or route in {f"{one.method} {one.path}" for one in each.routes}
+    )
+    module, _, attribute = function.handler.rpartition(".")
+    handler = getattr(importlib.import_module(module), attribute)
+    return LocalFunction(function.name, handler, function.timeout_s).invoke(event(name))
+
+
+ENDINGS: Mapping[str, tuple[int, Mapping[str, object]]] = {
+    "generate": (200, {"mimeType": "image/png", "creditsCharged": 5}),
+    "generate-missing-prompt": (400, {"error": "Missing required field: prompt (string)"}),
+    "generate-bad-key": (401, {"error": "Invalid or missing API key"}),
+    "generate-insufficient-credits": (402, {"creditsRequired": 5, "creditsRemaining": 0}),
+    "generate-refunded": (500, {"message": "Content policy violation"}),
+    "credits-bad-key": (401, {"error": "Invalid or missing API key"}),
+    "healthz": (200, {"status": "ok"}),
+}
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize("name", ENDINGS)
+def test_an_event_ends_as_its_name_says(name: str) -> None:
+    status, fields = ENDINGS[name]
+
+    answer = invoke(name)
+
+    assert answer["statusCode"] == status
+    assert fields.items() <= json.loads(answer["body"]).items()
+
+
+@pytest.mark.usefixtures("stack")
+def test_an_image_takes_five_of_the_sample_credits() -> None:
+    def credits_left() -> int:
+        return int(json.loads(invoke("credits")["body"])["credits"])
+
+    before = credits_left()
+    assert before <= SAMPLE_CREDITS
+    invoke("generate")
+    assert credits_left() == before - 5
+
+
+@pytest.mark.usefixtures("stack")
+def test_the_schedules_event_finds_nothing_to_end() -> None:
+    assert set(invoke("reconcile").values()) == {0}
+
+
+def test_every_event_is_tried() -> None:
+    assert set(EVENTS) == {*ENDINGS, "credits", "reconcile"}
+
+
+@pytest.mark.parametrize("name", sorted({*ENDINGS, "credits"}))
+def test_an_event_has_the_fields_that_the_gateway_sends(name: str) -> None:
+    sample = event(name)
+    route = next(
+        route
+        for function in Template.from_file().functions()
+        for route in function.routes
+        if f"{route.method} {route.path}" == sample["routeKey"]
+    )
+    received: list[Mapping[str, Any]] = []
+
+    def remember(real: Event, _context: LambdaContext) -> object:
+        received.append(real)
+        return {"statusCode": 200, "body": ""}
+
+    gateway = Gateway([(route, LocalFunction("any", remember, 5))])
+    gateway.respond(
+        Request(
+            method=sample["requestContext"]["http"]["method"],
+            target=sample["rawPath"],
+            headers=tuple(sample["headers"].items()),
+            body=sample.get("body", "").encode(),
+            source_ip="127.0.0.1",
+        )
+    )
+
+    (real,) = received
+    assert _shape(real) == _shape(sample)
+
+
+def _shape(of: Any) -> Any:
+    """The names and kinds of the fields, whatever their values."""
+    if isinstance(of, Mapping):
+        return {name: _shape(value) for name, value in of.items()}
+    return type(of)
+
+
+def test_sam_finds_the_built_functions_and_a_way_out_of_the_container(stack: LocalStack) -> None:
+    template = json.loads(sam_template(stack))
+
+    functions = {each.name for each in Template.from_file().functions()}
+    assert set(template["Resources"]) == functions
+    for function in template["Resources"].values():
+        variables = function["Properties"]["Environment"]["Variables"]
+        assert function["Properties"]["CodeUri"] == artifact()
+        assert variables["IMAGE_BASE_URL"].startswith(stack.url)
+        for name in ("AWS_ENDPOINT_URL_DYNAMODB", "GOOGLE_GEMINI_BASE_URL"):
+            assert variables[name].startswith("http://host.docker.internal:")
