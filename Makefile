@@ -2,6 +2,7 @@
 # make test    the tests that need Python alone
 # make verify  the tests on DynamoDB Local and in Lambda's own runtime loop
 # make check   lint and strict types
+# make build   what is deployed, into .build/artifact/arm64 (ARCHITECTURE=x86_64 for the other)
 # PYTHON=python3.13 make run     uses another Python (3.11 or newer)
 
 PYTHON ?= python3
@@ -9,16 +10,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
+ARCHITECTURE ?= arm64
+# A build needs no packages of Python's: an operator's machine may have none.
+BUILDER = $(or $(wildcard $(BIN)/python),$(PYTHON))
 
-.PHONY: run test verify verify-tools check mutants format lock clean
+.PHONY: run test verify verify-tools check build artifact mutants format lock clean
 .DEFAULT_GOAL := help
 
+define python_is_new_enough
+  $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+    { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+endef
+
 help:
-	@sed -n 's/^# //p' Makefile | head -12
+	@sed -n 's/^# //p' Makefile | head -6
 
 $(INSTALLED): infra/requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+	@$(call python_is_new_enough,$(PYTHON))
 	@echo "Installing into $(VENV) (once; about a minute) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes \
@@ -43,6 +51,15 @@ check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+build:
+	@rm -rf .build/artifact/$(ARCHITECTURE)
+	@$(MAKE) --no-print-directory artifact INTO=.build/artifact/$(ARCHITECTURE)
+
+# Also what `sam build` comes to, by way of infra/build/<architecture>/Makefile.
+artifact:
+	@$(call python_is_new_enough,$(BUILDER))
+	@$(BUILDER) -m infra.build --architecture $(ARCHITECTURE) --into "$(INTO)"
+
 # Breaks the money protocol on purpose, a dozen and more times; fails when a break goes unnoticed.
 mutants: $(INSTALLED)
 	@$(BIN)/python -m tests.mutants
@@ -52,12 +69,12 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 
 # Needs uv: recompiles the pinned requirements from the .in files.
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links
 lock:
 	cd infra/requirements && for name in runtime dev verify; do \
-	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-	    --no-emit-index-url --no-emit-find-links --constraint runtime.in $$name.in -o $$name.txt; done
-	cd infra/requirements && uv pip compile --no-deps --universal --python-version 3.11 \
-	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links emulator.in -o emulator.txt
+	  $(LOCK) --constraint runtime.in $$name.in -o $$name.txt; done
+	cd infra/requirements && for name in sam checkov; do $(LOCK) $$name.in -o $$name.txt; done
 
 clean:
 	rm -rf $(VENV) .local .build .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,16 @@ from handlers.http import Event, Response, failure, header, request_id, success
 from handlers.sandbox import prepare
 from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
-from lib.errors import NotFound, ServiceError, ServiceUnavailable
+from lib.errors import NotFound, ServiceError, ServiceUnavailable, public_message
 from lib.ledger import Ledger
-from lib.models import CreditsResponse
+from lib.ledger_rows import Generation, Status
+from lib.models import (
+    CREDITS_PER_IMAGE,
+    CreditsResponse,
+    GenerationResponse,
+    HistoryResponse,
+    parse_history_request,
+)
 from lib.observability import Telemetry
 from lib.settings import Settings
 from lib.table import LedgerUnreachable
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Service", "handler", "service"]
 
 ANSWER_TAKES_S = 0.5
+_ID_DIGITS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class Service:
 
     api_keys: ApiKeys
     ledger: Ledger
+    image_url: Callable[[str], str]
     telemetry: Telemetry
 
 
@@ -38,7 +48,7 @@ class Service:
 def service() -> Service:
     """Built once a process; later calls return the same."""
     rooms = Rooms(Settings.from_environment())
-    return Service(rooms.api_keys, rooms.ledger, rooms.telemetry)
+    return Service(rooms.api_keys, rooms.ledger, rooms.image_url, rooms.telemetry)
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -50,8 +60,7 @@ def handler(event: Event, context: "LambdaContext") -> Response:
     rooms = service()
     with rooms.telemetry.observe(request) as observation:
         try:
-            route = _ROUTES.get(event["routeKey"], _unknown)
-            return success(200, route(rooms, event, deadline), request, {})
+            return success(200, _read(rooms, event, deadline), request, {})
         except ServiceUnavailable as error:
             observation.count("ServiceUnavailable")
             observation.warning("no answer from a service of ours", error.__cause__)
@@ -65,21 +74,76 @@ def handler(event: Event, context: "LambdaContext") -> Response:
             return failure(ServiceUnavailable(), request, {})
 
 
-def _unknown(_rooms: Service, _event: Event, _deadline: Deadline) -> dict[str, object]:
-    raise NotFound
-
-
-def _credits(rooms: Service, event: Event, deadline: Deadline) -> dict[str, object]:
+def _read(rooms: Service, event: Event, deadline: Deadline) -> dict[str, object]:
+    route = _ROUTES.get(event["routeKey"])
+    if route is None:
+        raise NotFound
     organisation = rooms.api_keys.organisation_of(header(event, "authorization"))
     try:
-        balance = rooms.ledger.balance(organisation, deadline)
+        return route(rooms, organisation, event, deadline)
     except LedgerUnreachable as fault:
         raise ServiceUnavailable from fault
-    return CreditsResponse(credits=balance).model_dump()
 
 
-_ROUTES: dict[str, Callable[[Service, Event, Deadline], dict[str, object]]] = {
+def _credits(
+    rooms: Service, organisation: str, _event: Event, deadline: Deadline
+) -> dict[str, object]:
+    return CreditsResponse(credits=rooms.ledger.balance(organisation, deadline)).model_dump()
+
+
+def _generation(
+    rooms: Service, organisation: str, event: Event, deadline: Deadline
+) -> dict[str, object]:
+    given = str((event.get("pathParameters") or {}).get("id", ""))
+    if not (given.isascii() and given.isdigit() and len(given) == _ID_DIGITS):
+        raise NotFound
+    found = rooms.ledger.generation(organisation, int(given), deadline)
+    if found is None:
+        raise NotFound
+    return _shown(rooms, found).model_dump(exclude_none=True)
+
+
+def _history(
+    rooms: Service, organisation: str, event: Event, deadline: Deadline
+) -> dict[str, object]:
+    asked = parse_history_request(event.get("queryStringParameters") or {})
+    # One more than asked for tells whether there is another page.
+    found = rooms.ledger.history(organisation, asked.limit + 1, asked.before_ms, deadline)
+    page = found[: asked.limit]
+    cursor = asked.next_cursor(page[-1].created_ms) if len(found) > len(page) else None
+    shown = HistoryResponse(generations=[_shown(rooms, each) for each in page])
+    return shown.model_dump(exclude_none=True) | {"nextCursor": cursor}
+
+
+def _shown(rooms: Service, generation: Generation) -> GenerationResponse:
+    """What an organisation is told of one of its generations."""
+    created_at = datetime.fromtimestamp(generation.created_ms / 1000, UTC)
+    shown = GenerationResponse(
+        id=generation.id,
+        status=generation.status.value,
+        createdAt=created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        prompt=generation.prompt,
+        aspectRatio=generation.aspect_ratio,
+    )
+    ending: dict[str, object] = {}
+    if generation.status is Status.SETTLED:
+        ending = {
+            "imageUrl": rooms.image_url(generation.image_key),
+            "creditsCharged": CREDITS_PER_IMAGE,
+            "durationMs": generation.duration_ms,
+        }
+    elif generation.status is Status.REFUNDED:
+        ending = {
+            "message": public_message(generation.failure_code or ""),
+            "creditsRefunded": CREDITS_PER_IMAGE,
+        }
+    return shown.model_copy(update=ending)
+
+
+_ROUTES: dict[str, Callable[[Service, str, Event, Deadline], dict[str, object]]] = {
     "GET /api/v1/billing/credits": _credits,
+    "GET /api/v1/generations": _history,
+    "GET /api/v1/generations/{id}": _generation,
 }
 
 

@@ -1,7 +1,7 @@
 """The composition root: settings in, rooms out. Each is built once; nothing calls the network."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from lib.api_keys import ApiKeys
@@ -11,12 +11,14 @@ from lib.clients import (
     dynamodb,
     read_secret,
     secrets_manager,
+    sqs,
 )
 from lib.errors import ModelUnavailable
+from lib.jobs import Jobs
 from lib.ledger import Ledger
 from lib.observability import Telemetry
 from lib.settings import Settings
-from lib.storage import Images
+from lib.storage import Images, public_url
 from lib.table import Table
 
 if TYPE_CHECKING:
@@ -51,6 +53,17 @@ class Rooms:
         """The bucket."""
         store = ObjectStore(self.settings, self._secrets)
         return Images(store, self.settings.image_bucket, self.settings.image_base_url)
+
+    @cached_property
+    def image_url(self) -> Callable[[str], str]:
+        """From an object's key to its public URL, without a client of the bucket."""
+        return partial(public_url, self.settings.image_base_url)
+
+    @cached_property
+    def jobs(self) -> Jobs | None:
+        """The queue of accepted generations; None where none is deployed."""
+        queue_url = self.settings.jobs_queue_url
+        return Jobs(sqs(self.settings.aws_region), queue_url) if queue_url else None
 
     @cached_property
     def gemini_api_key(self) -> Callable[[], str]:

@@ -1,4 +1,4 @@
-"""``POST /api/v1/models/gemini/generate``: authenticate, validate, generate, answer."""
+"""``POST /api/v1/models/gemini/generate``: authenticate, validate, generate or accept, answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,14 @@ from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
 from lib.errors import InvalidRequest, RequestRejected, ServiceError, ServiceUnavailable
 from lib.gemini import Gemini
-from lib.generation import Generations
+from lib.generation import Accepted, Finished, Generations
 from lib.ledger import Order
-from lib.models import CREDITS_PER_IMAGE, GenerateResponse, parse_generate_request
+from lib.models import (
+    CREDITS_PER_IMAGE,
+    AcceptedResponse,
+    GenerateResponse,
+    parse_generate_request,
+)
 from lib.observability import Observation, Telemetry
 from lib.settings import Settings
 
@@ -25,6 +30,7 @@ __all__ = ["Service", "handler", "service"]
 
 ANSWER_TAKES_S = 0.5
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
+RESPOND_ASYNC = "respond-async"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class Service:
     api_keys: ApiKeys
     model: Gemini
     generations: Generations
+    takes_jobs: bool
     telemetry: Telemetry
 
 
@@ -46,7 +53,8 @@ def service() -> Service:
     return Service(
         api_keys=rooms.api_keys,
         model=model,
-        generations=Generations(rooms.ledger, model, rooms.images, key_suffix=suffix),
+        generations=Generations(rooms.ledger, model, rooms.images, rooms.jobs, key_suffix=suffix),
+        takes_jobs=rooms.jobs is not None,
         telemetry=rooms.telemetry,
     )
 
@@ -64,9 +72,11 @@ def answer(rooms: Service, event: Event, deadline: Deadline, observation: Observ
     """The response to one request."""
     request = observation.request_id
     try:
-        order = _order(rooms.api_keys, event)
-        finished = rooms.generations.generate(order, deadline, observation)
-        body = GenerateResponse(imageUrl=finished.image_url, durationMs=finished.duration_ms)
+        order = _order(rooms, event)
+        if order.asynchronous:
+            outcome = rooms.generations.accept(order, deadline, observation)
+        else:
+            outcome = rooms.generations.generate(order, deadline, observation)
     except ServiceError as error:
         if isinstance(error, RequestRejected):
             observation.count("Rejections")
@@ -79,18 +89,48 @@ def answer(rooms: Service, event: Event, deadline: Deadline, observation: Observ
         observation.count("UnexpectedErrors")
         observation.warning("unexpected failure outside the generation", fault)
         return failure(ServiceUnavailable(), request, {"X-Credits-Charged": "0"})
-    headers = {"X-Credits-Charged": str(CREDITS_PER_IMAGE)}
-    if finished.replayed:
-        headers = {"X-Credits-Charged": "0", "Idempotent-Replayed": "true"}
-    return success(200, body.model_dump(), request, headers)
+    return _told(outcome, request)
 
 
-def _order(api_keys: ApiKeys, event: Event) -> Order:
+def _told(outcome: Finished | Accepted, request: str) -> Response:
+    match outcome:
+        case Finished(image_url, duration_ms, replayed):
+            image = GenerateResponse(imageUrl=image_url, durationMs=duration_ms)
+            return success(200, image.model_dump(), request, _charged(replayed))
+        case Accepted(generation_id, image_url, repeated):
+            accepted = AcceptedResponse(id=generation_id, imageUrl=image_url)
+            headers = {
+                "Location": f"/api/v1/generations/{generation_id}",
+                "Preference-Applied": RESPOND_ASYNC,
+                **_charged(repeated),
+            }
+            return success(202, accepted.model_dump(), request, headers)
+
+
+def _charged(before: bool) -> dict[str, str]:  # noqa: FBT001 - both callers name it
+    if before:
+        return {"X-Credits-Charged": "0", "Idempotent-Replayed": "true"}
+    return {"X-Credits-Charged": str(CREDITS_PER_IMAGE)}
+
+
+def _order(rooms: Service, event: Event) -> Order:
     """Who asks for what. The key is checked before anything else is looked at."""
-    organisation = api_keys.organisation_of(header(event, "authorization"))
+    organisation = rooms.api_keys.organisation_of(header(event, "authorization"))
     idempotency_key = _idempotency_key(event)
     request = parse_generate_request(body_of(event))
-    return Order(organisation, request.prompt, request.aspectRatio, idempotency_key)
+    return Order(
+        organisation,
+        request.prompt,
+        request.aspectRatio,
+        idempotency_key,
+        asynchronous=rooms.takes_jobs and _prefers_async(event),
+    )
+
+
+def _prefers_async(event: Event) -> bool:
+    """Whether a preference of RFC 7240 asks not to wait; others, and parameters, are ignored."""
+    preferences = (header(event, "prefer") or "").split(",")
+    return any(each.partition(";")[0].strip().lower() == RESPOND_ASYNC for each in preferences)
 
 
 def _idempotency_key(event: Mapping[str, object]) -> str | None:

@@ -17,6 +17,7 @@ __all__ = [
     "TEMPLATE_PATH",
     "Cors",
     "Function",
+    "Queue",
     "Route",
     "Template",
     "TemplateError",
@@ -56,6 +57,8 @@ class Route:
 class Function:
     """One function. ``handler`` is ``module.attribute``; each schedule is a period in seconds.
 
+    ``queues`` are the template's names of the SQS queues whose messages it gets.
+
     ``environment`` holds the values as the template writes them: text, or an intrinsic function
     such as ``{"Ref": "CreditsTable"}``.
     """
@@ -67,6 +70,19 @@ class Function:
     environment: Mapping[str, object]
     routes: tuple[Route, ...]
     schedules_s: tuple[int, ...]
+    queues: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """An SQS queue: when a message comes again, and after how often where it goes instead.
+
+    ``dead_letters`` is the template's name of that other queue.
+    """
+
+    visibility_timeout_s: int
+    receives: int | None
+    dead_letters: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,21 @@ class Template:
             raise TemplateError(f"{resource} has no enabled TimeToLiveSpecification")
         return str(specification["AttributeName"])
 
+    def queue(self, resource: str) -> Queue:
+        """The SQS queue ``resource``.
+
+        Raises:
+            TemplateError: there is no such queue.
+        """
+        properties = self._properties(resource, "AWS::SQS::Queue")
+        redrive = properties.get("RedrivePolicy", {})
+        target = redrive.get("deadLetterTargetArn", {}).get("Fn::GetAtt", [None])[0]
+        return Queue(
+            visibility_timeout_s=int(properties.get("VisibilityTimeout", 30)),
+            receives=redrive.get("maxReceiveCount"),
+            dead_letters=target,
+        )
+
     def cors(self, resource: str = "HttpApi") -> Cors:
         """How the HTTP API ``resource`` answers other origins.
 
@@ -181,6 +212,11 @@ class Template:
                 _period_s(event["Properties"]["Schedule"])
                 for event in events
                 if event["Type"] == "Schedule"
+            ),
+            queues=tuple(
+                event["Properties"]["Queue"]["Fn::GetAtt"][0]
+                for event in events
+                if event["Type"] == "SQS"
             ),
         )
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sqs import SQSClient
 
-__all__ = ["ObjectStore", "SecretUnreadable", "dynamodb", "read_secret", "secrets_manager"]
+__all__ = ["ObjectStore", "SecretUnreadable", "dynamodb", "read_secret", "secrets_manager", "sqs"]
 
 CONNECT_S = 1
 DYNAMODB_READ_S = 2
 SECRETS_READ_S = 2
+SQS_READ_S = 2
 STORAGE_READ_S = 3
 MAX_CONNECTIONS = 64
 
@@ -66,6 +68,17 @@ def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
         max_pool_connections=MAX_CONNECTIONS,
     )
     return boto3.client("secretsmanager", region_name=region, config=config)
+
+
+def sqs(region: str | None = None) -> "SQSClient":
+    """An SQS client; ``lib.jobs`` does the retrying."""
+    config = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=SQS_READ_S,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        max_pool_connections=MAX_CONNECTIONS,
+    )
+    return boto3.client("sqs", region_name=region, config=config)
 
 
 class ObjectStore:

@@ -2,16 +2,34 @@
 
 API Gateway's HTTP APIs give up after 30 s, so the function ends itself at 29 s and the model gets
 what is left of that less the time to encode, store and settle or refund.
+
+An accepted generation, a job, waits in a queue and is made by a worker, which has minutes. When the
+worker dies, the queue delivers the job again once its visibility timeout has passed. A lease always
+ends after the one who holds it: a request's, the queue's, a worker's.
 """
 
 import time
 from collections.abc import Callable
 
-__all__ = ["AFTER_MODEL_S", "FUNCTION_TIMEOUT_S", "LEASE_S", "Deadline"]
+__all__ = [
+    "AFTER_MODEL_S",
+    "FUNCTION_TIMEOUT_S",
+    "JOB_WAITS_S",
+    "LEASE_S",
+    "WORKER_LEASE_S",
+    "WORKER_TIMEOUT_S",
+    "Deadline",
+]
 
 FUNCTION_TIMEOUT_S = 29
 AFTER_MODEL_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
+
+WORKER_TIMEOUT_S = 300
+# Until the queue's next delivery, and a minute for the worker that gets it to take over the lease.
+WORKER_LEASE_S = WORKER_TIMEOUT_S + 30 + 60
+# A job that no worker has taken by then is refunded; its message finds that out when it comes.
+JOB_WAITS_S = 600
 
 
 class Deadline:

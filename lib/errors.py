@@ -17,6 +17,7 @@
     │   ├── ModelTimedOut              Image generation timed out
     │   ├── ModelOverloaded            The image model is overloaded
     │   ├── StorageFailed              The image could not be stored
+    │   ├── JobNotQueued               Image generation is unavailable (asynchronous only)
     │   ├── ModelUnavailable           Image generation is unavailable (an operator must act)
     │   ├── ReservationLost            Image generation timed out (the reconciler refunded it)
     │   └── UnexpectedFailure          Image generation is unavailable (a fault of ours)
@@ -38,6 +39,7 @@ __all__ = [
     "IdempotencyKeyReused",
     "InsufficientCredits",
     "InvalidRequest",
+    "JobNotQueued",
     "ModelOverloaded",
     "ModelTimedOut",
     "ModelUnavailable",
@@ -51,6 +53,7 @@ __all__ = [
     "StorageFailed",
     "Unauthorized",
     "UnexpectedFailure",
+    "public_message",
 ]
 
 
@@ -229,6 +232,10 @@ class ModelTimedOut(GenerationFailed):
 
     code = "model_timeout"
     message = "Image generation timed out"
+    hint = "Send the header `Prefer: respond-async` to give a slow model minutes"
+
+    def body(self) -> dict[str, object]:
+        return super().body() | {"hint": self.hint}
 
 
 class ModelOverloaded(GenerationFailed):
@@ -246,6 +253,13 @@ class StorageFailed(GenerationFailed):
 
     code = "storage_failed"
     message = "The image could not be stored"
+
+
+class JobNotQueued(GenerationFailed):
+    """The queue did not take an accepted generation."""
+
+    code = "queue_failed"
+    message = "Image generation is unavailable"
 
 
 class ModelUnavailable(GenerationFailed):
@@ -278,3 +292,12 @@ class ServiceUnavailable(ServiceError):
 
     def body(self) -> dict[str, object]:
         return {"error": self.error, "message": "Image generation is unavailable"}
+
+
+def public_message(code: str) -> str:
+    """What a customer is told of a generation that was refunded with ``code``.
+
+    The reconciler's own code, and any that a later version may have, count as running out of time.
+    """
+    known = {failure.code: failure.message for failure in GenerationFailed.__subclasses__()}
+    return known.get(code, ModelTimedOut.message)

@@ -7,23 +7,29 @@ store is tidied: an image is only ever deleted after its generation is known to 
     fail afterwards  refund; should that fail too, the lease runs out and the reconciler refunds
     settle refused   the reconciler was here first: delete the image, answer 500
     settle unheard   the image is stored, so the answer is 200; the reconciler settles
+
+An asynchronous generation is the same with a queue in the middle: ``accept`` reserves and queues,
+``work`` takes the reservation over and fulfils it. Its row decides, not the message.
 """
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from lib.deadline import AFTER_MODEL_S, LEASE_S, Deadline
+from lib.deadline import AFTER_MODEL_S, JOB_WAITS_S, LEASE_S, WORKER_LEASE_S, Deadline
 from lib.errors import (
     GenerationFailed,
+    JobNotQueued,
     ReservationLost,
     ServiceUnavailable,
     StorageFailed,
     UnexpectedFailure,
 )
-from lib.ledger import Ledger, Order, ReservationGone
+from lib.jobs import Job, Jobs
+from lib.ledger import AlreadyAccepted, Ledger, Order, ReservationGone
 from lib.ledger_rows import Generation, Status
 from lib.models import AspectRatio
 from lib.observability import Observation
@@ -31,7 +37,7 @@ from lib.png import to_png
 from lib.storage import CALL_TAKES_S, Images, KeyTaken, StorageUnreachable
 from lib.table import LedgerUnreachable
 
-__all__ = ["Finished", "Generations", "ImageModel"]
+__all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
 
 
 class ImageModel(Protocol):
@@ -50,6 +56,18 @@ class Finished:
     replayed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A paid image that is still to be made; it will be under ``image_url``.
+
+    ``repeated`` when an earlier request with the same key paid for it.
+    """
+
+    generation_id: str
+    image_url: str
+    repeated: bool = False
+
+
 class Generations:
     """Makes images and answers for their credits. ``clock`` gives epoch seconds."""
 
@@ -58,6 +76,7 @@ class Generations:
         ledger: Ledger,
         model: ImageModel,
         images: Images,
+        jobs: Jobs | None = None,
         *,
         key_suffix: bool = False,
         clock: Callable[[], float] = time.time,
@@ -65,6 +84,7 @@ class Generations:
         self._ledger = ledger
         self._model = model
         self._images = images
+        self._jobs = jobs
         self._key_suffix = key_suffix
         self._clock = clock
 
@@ -79,12 +99,55 @@ class Generations:
             self._images.prepare()
         except StorageUnreachable as fault:
             raise ServiceUnavailable from fault
-        with observation.timed("LedgerMs"):
-            generation = self._ledger.reserve(order, self._image_key(order.organisation), deadline)
+        generation = self._reserve(order, deadline, observation)
         if generation.status is Status.SETTLED:
-            observation.count("Replays")
-            return self._finished(generation, generation.duration_ms or 0, replayed=True)
+            return self._replayed(generation, observation)
         return self.fulfil(generation, deadline, observation)
+
+    def accept(
+        self, order: Order, deadline: Deadline, observation: Observation
+    ) -> Accepted | Finished:
+        """Reserves an asynchronous generation and queues it; nobody waits for the model.
+
+        The reservation's lease is that of a request until the job is queued, so that it is refunded
+        soon when this process dies before.
+
+        Returns:
+            A finished one when the order's idempotency key has its image already.
+
+        Raises:
+            RequestRejected, ServiceUnavailable: nothing was debited, or it will be refunded.
+            JobNotQueued: the credits are back, or the reconciler brings them back.
+        """
+        try:
+            generation = self._reserve(order, deadline, observation)
+        except AlreadyAccepted as earlier:
+            observation.count("Replays")
+            return self._accepted(earlier.generation, repeated=True)
+        if generation.status is Status.SETTLED:
+            return self._replayed(generation, observation)
+        try:
+            self._queue(generation, deadline, observation)
+        except JobNotQueued as failure:
+            return self._refund(generation, failure, deadline, observation)
+        observation.count("Accepted")
+        return self._accepted(generation)
+
+    def work(self, job: Job, deadline: Deadline, observation: Observation) -> None:
+        """Makes the image of an accepted generation, unless it has ended; harmless to repeat.
+
+        Raises:
+            LedgerUnreachable: before anything was begun; the queue delivers the job again.
+        """
+        with observation.timed("LedgerMs"):
+            generation = self._ledger.take(
+                job.organisation, job.created_ms, WORKER_LEASE_S, deadline
+            )
+        if generation is None:
+            observation.count("JobsAlreadyEnded")
+            return
+        with contextlib.suppress(GenerationFailed):
+            self.fulfil(generation, deadline, observation)
 
     def fulfil(
         self, generation: Generation, deadline: Deadline, observation: Observation
@@ -107,6 +170,24 @@ class Generations:
             duration_ms = round((time.monotonic() - began) * 1000)
             return self._settle(generation, duration_ms, deadline, observation)
         return self._refund(generation, failed, deadline, observation)
+
+    def _reserve(self, order: Order, deadline: Deadline, observation: Observation) -> Generation:
+        with observation.timed("LedgerMs"):
+            return self._ledger.reserve(order, self._image_key(order.organisation), deadline)
+
+    def _queue(self, generation: Generation, deadline: Deadline, observation: Observation) -> None:
+        if self._jobs is None:
+            raise JobNotQueued
+        with observation.timed("QueueMs"):
+            self._jobs.put(Job(generation.organisation, generation.created_ms), deadline)
+        try:
+            with observation.timed("LedgerMs"):
+                self._ledger.take(
+                    generation.organisation, generation.created_ms, JOB_WAITS_S, deadline
+                )
+        except LedgerUnreachable as fault:
+            # The worker does the same when the job comes to it, which is mostly at once.
+            observation.warning("the lease of a queued generation stays short", fault)
 
     def _make_and_store(
         self, generation: Generation, deadline: Deadline, observation: Observation
@@ -151,6 +232,9 @@ class Generations:
         in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)
         may_be_stored = in_doubt and not isinstance(failure, KeyTaken)
         revisit_at = int(self._clock()) + LEASE_S if may_be_stored else None
+        if generation.asynchronous:
+            # Another delivery of the job may be storing the image at this moment.
+            revisit_at = int(self._clock()) + WORKER_LEASE_S
         try:
             with observation.timed("LedgerMs"):
                 status = self._ledger.refund(generation, failure.code, deadline, revisit_at)
@@ -181,6 +265,13 @@ class Generations:
             duration_ms=duration_ms,
         )
         return self._finished(generation, duration_ms)
+
+    def _replayed(self, generation: Generation, observation: Observation) -> Finished:
+        observation.count("Replays")
+        return self._finished(generation, generation.duration_ms or 0, replayed=True)
+
+    def _accepted(self, generation: Generation, *, repeated: bool = False) -> Accepted:
+        return Accepted(generation.id, self._images.url(generation.image_key), repeated)
 
     def _finished(
         self, generation: Generation, duration_ms: int, *, replayed: bool = False

@@ -5,6 +5,7 @@ The money protocol is in the conditions of a few writes, each named where it is 
     reserve   one transaction: the account pays, a generation is put, an idempotency row is put
     settle    one update of the generation; the account is not touched
     refund    one transaction: reserved -> refunded, the account gets its credits back
+    take      one update of the generation: the lease is now that of whoever makes the image
 
 A generation leaves ``reserved`` exactly once, so settle and refund can be tried as often as needed,
 by the request and by the reconciler at the same time: the first one decides, the other one learns.
@@ -16,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from lib.audit import AuditReport, audit_of
@@ -38,10 +39,11 @@ from lib.ledger_rows import (
     string,
 )
 from lib.models import CREDITS_PER_IMAGE
-from lib.reservation import Attempt, learn
+from lib.reservation import AlreadyAccepted, Attempt, learn
 from lib.table import ConditionFailed, LedgerUnreachable, Reason, Table
 
 __all__ = [
+    "AlreadyAccepted",
     "GrantRejectedError",
     "Ledger",
     "LedgerUnreachable",
@@ -55,6 +57,8 @@ BUSY_RETRY_AFTER_S = 2
 MAX_ATTEMPTS = 100
 HOLDS_PER_PAGE = 100
 AUDIT_TRIES = 20
+# The last time that 13 digits of milliseconds can tell.
+LAST_MS = 10**13 - 1
 
 
 class ReservationGone(Exception):
@@ -73,6 +77,7 @@ class Order:
     prompt: str
     aspect_ratio: str
     idempotency_key: str | None = None
+    asynchronous: bool = False
 
     @property
     def request_hash(self) -> str:
@@ -108,6 +113,7 @@ class Ledger:
         Raises:
             InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused, Busy:
                 nothing was debited.
+            AlreadyAccepted: nothing was debited; the order was accepted before.
             ServiceUnavailable: no decision in time. Should the debit have happened unheard, its
                 lease runs out and the reconciler refunds it; until then its idempotency key is
                 in flight.
@@ -125,6 +131,7 @@ class Ledger:
             aspect_ratio=order.aspect_ratio,
             request_hash=order.request_hash,
             idempotency_key=order.idempotency_key,
+            asynchronous=order.asynchronous,
             lease_expires_at=now_ms // 1000 + lease_s,
         )
         attempt = Attempt(generation, now_s=now_ms // 1000)
@@ -150,6 +157,31 @@ class Ledger:
                 raise ServiceUnavailable from fault
             raise Busy(BUSY_RETRY_AFTER_S) from fault
         raise Busy(BUSY_RETRY_AFTER_S)
+
+    def take(
+        self, organisation: str, created_ms: int, lease_s: int, deadline: Deadline
+    ) -> Generation | None:
+        """Lets the lease of a reservation end ``lease_s`` seconds from now; harmless to repeat.
+
+        Returns:
+            The reservation, or None when the generation has ended, or never was.
+        """
+        still_reserved = "#status = :reserved"
+        update: dict[str, Any] = {
+            "Key": generation_key(organisation, created_ms),
+            "ConditionExpression": still_reserved,
+            "UpdateExpression": "SET leaseExpiresAt = :until",
+            "ExpressionAttributeNames": {"#status": "status"},
+            "ExpressionAttributeValues": {
+                ":reserved": string(Status.RESERVED),
+                ":until": number(self._now_s() + lease_s),
+            },
+            "ReturnValues": "ALL_NEW",
+        }
+        try:
+            return Generation.from_item(self._table.update(update, deadline))
+        except ConditionFailed:
+            return None
 
     def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> None:
         """Makes the charge final. Harmless to repeat; when unreachable, the reconciler settles.
@@ -283,6 +315,28 @@ class Ledger:
         item = self._table.get(generation_key(organisation, created_ms), deadline)
         return Generation.from_item(item) if item else None
 
+    def history(
+        self, organisation: str, limit: int, before_ms: int | None, deadline: Deadline
+    ) -> list[Generation]:
+        """The organisation's newest generations, at most ``limit``, newest first.
+
+        With ``before_ms`` only those that were created before that time.
+        """
+        last_ms = LAST_MS if before_ms is None else before_ms - 1
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeValues": {
+                ":pk": account_key(organisation)["pk"],
+                ":first": generation_key(organisation, 0)["sk"],
+                ":last": generation_key(organisation, max(0, last_ms))["sk"],
+            },
+            "ConsistentRead": True,
+            "ScanIndexForward": False,
+            "Limit": limit,
+        }
+        found = islice(self._table.query(query, deadline), limit)
+        return [Generation.from_item(item) for item in found]
+
     def balance(self, organisation: str, deadline: Deadline) -> int:
         """The credits of the organisation; 0 when it has no account."""
         account = self._account(organisation, deadline)
@@ -300,6 +354,25 @@ class Ledger:
         not_there_yet = "attribute_not_exists(pk)"
         with contextlib.suppress(ConditionFailed):
             self._table.put({"Item": item, "ConditionExpression": not_there_yet}, deadline)
+
+    def set_rate_limit(self, organisation: str, rate_limit: int, deadline: Deadline) -> bool:
+        """Lets the organisation start ``rate_limit`` generations a minute; 0 closes it.
+
+        Returns:
+            Whether there is such an organisation.
+        """
+        account_exists = "attribute_exists(pk)"
+        update: dict[str, Any] = {
+            "Key": account_key(organisation),
+            "ConditionExpression": account_exists,
+            "UpdateExpression": "SET rateLimit = :limit",
+            "ExpressionAttributeValues": {":limit": number(rate_limit)},
+        }
+        try:
+            self._table.update(update, deadline)
+        except ConditionFailed:
+            return False
+        return True
 
     def grant(self, organisation: str, grant: Grant, deadline: Deadline) -> None:
         """Adds ``grant.credits`` (negative: takes them), once for each ``grant_id``.

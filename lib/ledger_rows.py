@@ -116,6 +116,7 @@ class Generation:
     aspect_ratio: str
     request_hash: str
     idempotency_key: str | None = None
+    asynchronous: bool = False
     lease_expires_at: int | None = None
     settled_at: int | None = None
     refunded_at: int | None = None
@@ -132,9 +133,9 @@ class Generation:
         """The key of its row."""
         return generation_key(self.organisation, self.created_ms)
 
-    def to_item(self) -> dict[str, dict[str, str]]:
+    def to_item(self) -> dict[str, Any]:
         """The row of a new reservation."""
-        item = self.key | {
+        item: dict[str, Any] = self.key | {
             "status": string(self.status),
             "credits": number(self.credits),
             "attemptId": string(self.attempt_id),
@@ -146,6 +147,8 @@ class Generation:
         }
         if self.idempotency_key is not None:
             item["idempotencyKey"] = string(self.idempotency_key)
+        if self.asynchronous:
+            item["asynchronous"] = {"BOOL": True}
         if self.lease_expires_at is not None:
             item["openHold"] = string(hold_shard(self.created_ms))
             item["leaseExpiresAt"] = number(self.lease_expires_at)
@@ -165,6 +168,7 @@ class Generation:
             aspect_ratio=_str(item, "aspectRatio") or "",
             request_hash=_str(item, "requestHash") or "",
             idempotency_key=_str(item, "idempotencyKey"),
+            asynchronous=bool(item.get("asynchronous", {}).get("BOOL")),
             lease_expires_at=_int(item, "leaseExpiresAt"),
             settled_at=_int(item, "settledAt"),
             refunded_at=_int(item, "refundedAt"),

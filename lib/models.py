@@ -3,6 +3,10 @@
 The strings and figures are the product reference's. Field names are the wire's, in camelCase.
 """
 
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -16,17 +20,24 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_PROMPT_CHARACTERS",
     "PNG_MIME_TYPE",
+    "AcceptedResponse",
     "AspectRatio",
     "CreditsResponse",
     "GenerateRequest",
     "GenerateResponse",
+    "GenerationResponse",
+    "HistoryRequest",
+    "HistoryResponse",
     "parse_generate_request",
+    "parse_history_request",
 ]
 
 CREDITS_PER_IMAGE: Literal[5] = 5
 PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 4_000
+DEFAULT_PAGE = 20
+MAX_PAGE = 100
 
 
 class AspectRatio(StrEnum):
@@ -76,11 +87,83 @@ class GenerateResponse(_WireModel):
     durationMs: int = Field(ge=0, description="Milliseconds it took")  # noqa: N815 - the wire's name
 
 
+class AcceptedResponse(_WireModel):
+    """The body of a 202: the image will be under the URL."""
+
+    id: str = Field(description="Identity of the generation")
+    status: Literal["reserved"] = "reserved"
+    imageUrl: str = Field(description="Public URL that the image will have")  # noqa: N815 - as above
+    creditsCharged: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
+
+
+class GenerationResponse(_WireModel):
+    """The body of ``GET /api/v1/generations/{id}``: fields that don't apply are left out."""
+
+    id: str = Field(description="Identity of the generation")
+    status: Literal["reserved", "settled", "refunded"]
+    createdAt: str = Field(description="ISO 8601, UTC")  # noqa: N815 - the wire's name
+    prompt: str
+    aspectRatio: str  # noqa: N815 - the wire's name
+    imageUrl: str | None = None  # noqa: N815 - the wire's name
+    creditsCharged: Literal[5] | None = None  # noqa: N815 - the wire's name
+    durationMs: int | None = None  # noqa: N815 - the wire's name
+    message: str | None = Field(default=None, description="Why it failed")
+    creditsRefunded: Literal[5] | None = None  # noqa: N815 - the wire's name
+
+
+class HistoryResponse(_WireModel):
+    """The body of ``GET /api/v1/generations``, newest first."""
+
+    generations: list[GenerationResponse]
+    nextCursor: str | None = Field(  # noqa: N815 - the wire's name
+        default=None, description="Where the next page begins; null on the last"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRequest:
+    """Which part of the history is asked for: ``limit`` generations, older than ``before_ms``."""
+
+    limit: int
+    before_ms: int | None
+
+    def next_cursor(self, last_ms: int) -> str:
+        """The cursor of the page that follows a page whose last generation is ``last_ms``.
+
+        It is a time and nothing else: whose generations are read is said by the API key alone.
+        """
+        return base64.urlsafe_b64encode(f"before:{last_ms:013d}".encode()).decode().rstrip("=")
+
+
 class CreditsResponse(_WireModel):
     """The body of ``GET /api/v1/billing/credits``."""
 
     credits: int = Field(ge=0, description="The organisation's balance")
     creditsPerImage: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
+
+
+def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
+    """The query of ``GET /api/v1/generations``; unknown parameters are ignored.
+
+    Raises:
+        InvalidRequest: with one sentence that says what to change.
+    """
+    limit = parameters.get("limit", str(DEFAULT_PAGE))
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_PAGE:
+        sentence = f"Invalid limit: use a whole number from 1 to {MAX_PAGE}"
+        raise InvalidRequest("invalid_limit", sentence)
+    cursor = parameters.get("cursor")
+    return HistoryRequest(int(limit), None if cursor is None else _before_ms(cursor))
+
+
+def _before_ms(cursor: str) -> int:
+    sentence = "Invalid cursor: use the nextCursor of an earlier answer as it is"
+    if not re.fullmatch(r"[A-Za-z0-9_-]{27}", cursor):
+        raise InvalidRequest("invalid_cursor", sentence)
+    found = re.fullmatch(rb"before:([0-9]{13})", base64.urlsafe_b64decode(cursor + "="))
+    if found is None:
+        raise InvalidRequest("invalid_cursor", sentence)
+    return int(found[1])
 
 
 def parse_generate_request(body: bytes) -> GenerateRequest:

@@ -34,11 +34,19 @@ from lib.ledger_rows import (
 )
 from lib.table import Reason
 
-__all__ = ["IDEMPOTENCY_TTL_S", "RATE_WINDOW_S", "Attempt", "learn"]
+__all__ = ["IDEMPOTENCY_TTL_S", "RATE_WINDOW_S", "AlreadyAccepted", "Attempt", "learn"]
 
 IDEMPOTENCY_TTL_S = 24 * 60 * 60
 RATE_WINDOW_S = 60
 IN_FLIGHT_RETRY_AFTER_S = 3
+
+
+class AlreadyAccepted(Exception):
+    """The idempotency key stands for an asynchronous generation that is still to be made."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation.id)
+        self.generation = generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,7 @@ def learn(
 
     Raises:
         InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused
+        AlreadyAccepted: both this order and the one under its key are asynchronous.
     """
     account, generation, *idempotency = reasons
     mine = attempt.generation
@@ -150,7 +159,7 @@ def learn(
         earlier_ms = int(idempotency[0]["Item"]["generation"]["N"])
         earlier = stored_generation(earlier_ms)
         if earlier is not None and earlier.status is not Status.REFUNDED:
-            return _replay(earlier, mine.request_hash)
+            return _replay(earlier, mine)
         following = replace(following, released_ms=earlier_ms)
     if _failed(account):
         opens_window = _account_allows(account.get("Item"), following, mine.credits)
@@ -171,10 +180,12 @@ def _attempt_id(reason: Reason) -> str | None:
     return attempt_id
 
 
-def _replay(earlier: Generation, request_hash: str) -> Generation:
-    if earlier.request_hash != request_hash:
+def _replay(earlier: Generation, mine: Generation) -> Generation:
+    if earlier.request_hash != mine.request_hash:
         raise IdempotencyKeyReused
     if earlier.status is Status.RESERVED:
+        if earlier.asynchronous and mine.asynchronous:
+            raise AlreadyAccepted(earlier)
         raise GenerationInFlight(IN_FLIGHT_RETRY_AFTER_S)
     return earlier
 

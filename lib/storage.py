@@ -22,7 +22,7 @@ from lib.models import PNG_MIME_TYPE
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["CALL_TAKES_S", "Images", "KeyTaken", "StorageUnreachable", "StoredImage"]
+__all__ = ["CALL_TAKES_S", "Images", "KeyTaken", "StorageUnreachable", "StoredImage", "public_url"]
 
 MAX_PUTS = 3
 CALL_TAKES_S = 4.0
@@ -67,7 +67,7 @@ class Images:
 
     def url(self, key: str) -> str:
         """The public URL of the object ``key``."""
-        return f"{self._base_url}/{key}"
+        return public_url(self._base_url, key)
 
     def prepare(self) -> None:
         """Makes the client ready, which may take reading R2's credentials.
@@ -163,6 +163,11 @@ class Images:
             raise StorageFailed from fault
         if found["Metadata"].get(_ATTEMPT) != attempt_id:
             raise KeyTaken
+
+
+def public_url(base_url: str, key: str) -> str:
+    """Where everybody finds the object ``key`` of a bucket that is served under ``base_url``."""
+    return f"{base_url}/{key}"
 
 
 def _status(fault: ClientError) -> int:

@@ -128,17 +128,18 @@ class Table:
             return cast("list[Reason]", fault.response["CancellationReasons"])
         return []
 
-    def update(self, write: dict[str, Any], deadline: Deadline) -> None:
-        """One conditional update.
+    def update(self, write: dict[str, Any], deadline: Deadline) -> Item:
+        """One conditional update; returns what ``ReturnValues`` asks for.
 
         Raises:
             ConditionFailed
         """
         arguments = self._write(write)
         try:
-            self._insist(lambda: self._client.update_item(**arguments), deadline)
+            answer = self._insist(lambda: self._client.update_item(**arguments), deadline)
         except ClientError as fault:
             raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
+        return cast("Item", answer.get("Attributes", {}))
 
     def put(self, write: dict[str, Any], deadline: Deadline) -> None:
         """One conditional put.

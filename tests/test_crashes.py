@@ -21,7 +21,7 @@ from lib.errors import (
     RequestRejected,
     ServiceError,
 )
-from lib.generation import Finished
+from lib.generation import Accepted, Finished
 from lib.ledger_rows import Status
 from tests.engines import Engine
 from tests.reporting import tally
@@ -30,7 +30,7 @@ from tests.world import Fault, Process, Wire, World
 KEY = "order-1"
 # The calls of a request in a minute that has begun: reserve, generate, put, settle.
 MODEL, SETTLE = 1, 3
-Answer = Finished | ServiceError | None
+Answer = Finished | Accepted | ServiceError | None
 
 
 def nothing(_world: World) -> None:
@@ -68,6 +68,20 @@ def ask_with_key(world: World, process: Process) -> Answer:
     return world.request(process, KEY)
 
 
+def accept(world: World, process: Process) -> Answer:
+    return world.accept(process)
+
+
+def accept_with_key(world: World, process: Process) -> Answer:
+    return world.accept(process, KEY)
+
+
+def work(world: World, process: Process) -> Answer:
+    (message,) = world.mailbox.messages
+    world.work(process, message)
+    return None
+
+
 def reconcile(world: World, process: Process) -> Answer:
     world.let_leases_pass()
     world.reconcile(process)
@@ -98,6 +112,29 @@ def refunded_by_the_reconciler(world: World) -> None:
     in_flight(world)
     world.let_leases_pass()
     world.reconcile(world.process())
+
+
+def accepted_before(world: World) -> None:
+    assert isinstance(world.accept(world.process(), KEY), Accepted)
+
+
+def settled_by_a_worker(world: World) -> None:
+    accepted_before(world)
+    world.deliver()
+    assert [each.status for each in world.generations()] == [Status.SETTLED]
+
+
+def refunded_by_a_worker(world: World) -> None:
+    accepted_before(world)
+    world.deliver(world.process(failure=ContentRejected()))
+    assert [each.status for each in world.generations()] == [Status.REFUNDED]
+
+
+def never_taken(world: World) -> None:
+    accepted_before(world)
+    world.let_leases_pass()
+    world.reconcile(world.process())
+    assert [each.status for each in world.generations()] == [Status.REFUNDED]
 
 
 def a_request_before(world: World) -> None:
@@ -143,6 +180,16 @@ PATHS = [
     Path("reconciler refunds", reconcile, in_flight, expected=type(None)),
     Path("reconciler settles", reconcile, abandoned_with_image, expected=type(None)),
     Path("reconciler sweeps", reconcile, refunded_by_the_reconciler, expected=type(None)),
+    Path("accept", accept, expected=Accepted),
+    Path("accept with a key", accept_with_key, key=KEY, expected=Accepted),
+    Path("accept again", accept_with_key, accepted_before, key=KEY, expected=Accepted),
+    Path("accept what is settled", accept_with_key, settled_by_a_worker, key=KEY),
+    Path("work", work, accepted_before, key=KEY, expected=type(None)),
+    Path("work that fails", work, accepted_before, ContentRejected(), expected=type(None)),
+    Path("work that is done", work, settled_by_a_worker, key=KEY, expected=type(None)),
+    Path("work that was refunded", work, refunded_by_a_worker, expected=type(None)),
+    Path("work that comes too late", work, never_taken, expected=type(None)),
+    Path("reconciler refunds a job", reconcile, accepted_before, expected=type(None)),
 ]
 
 
@@ -198,13 +245,19 @@ def _strike(path: Path, world: World, wire: Wire, where: str) -> None:
     assert world.last_request_took_s <= FUNCTION_TIMEOUT_S, where
     if path.key is not None and isinstance(answer, Finished | None):
         world.request(world.process(), path.key)
+    world.deliver()
     world.settle_down()
+    # Messages may come when all is over.
+    world.deliver()
 
     assert world.violations() == [], where
     settled = [each for each in world.generations() if each.status is Status.SETTLED]
     if isinstance(answer, Finished):
         urls = [f"https://images.example/{each.image_key}" for each in settled]
         assert answer.image_url in urls, where
+    elif isinstance(answer, Accepted):
+        ended = {f"https://images.example/{each.image_key}" for each in world.generations()}
+        assert answer.image_url in ended, where
     elif answer is not None:
         told_of_no_charge = [each for each in settled if each.id not in before]
         assert told_of_no_charge == [], where

@@ -21,9 +21,10 @@ from PIL import Image
 from handlers.generate import ANSWER_TAKES_S
 from infra.template import Template
 from lib.audit import AuditReport, audit_of
-from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, Deadline
+from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, WORKER_TIMEOUT_S, Deadline
 from lib.errors import ModelOverloaded, ModelTimedOut, ServiceError
-from lib.generation import Finished, Generations
+from lib.generation import Accepted, Finished, Generations
+from lib.jobs import Job, Jobs
 from lib.ledger import Ledger, Order
 from lib.ledger_rows import Account, Generation, Grant, Item, Status, account_key, number
 from lib.models import AspectRatio
@@ -37,7 +38,7 @@ from tests.engines import Engine
 
 BASE_URL = "https://images.example"
 # Connecting and one read timeout, as lib.clients has them: what a call costs that nobody answers.
-CALL_TAKES_S = {"dynamodb": 3.0, "s3": 4.0}
+CALL_TAKES_S = {"dynamodb": 3.0, "s3": 4.0, "sqs": 3.0}
 _TEMPLATE = Template.from_file()
 _numbers = count(1)
 
@@ -241,6 +242,17 @@ def small_picture(ratio: AspectRatio) -> bytes:
     return written.getvalue()
 
 
+class Mailbox:
+    """A queue: what was sent stays until a test takes it out."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def send_message(self, *, QueueUrl: str, MessageBody: str) -> None:  # noqa: N803 - as in boto3
+        assert QueueUrl
+        self.messages.append(MessageBody)
+
+
 @dataclass
 class Process:
     """One sandbox: a wire and the rooms behind it."""
@@ -263,6 +275,7 @@ class World:
         self.table = f"credits-{next(_numbers)}"
         engine.dynamodb.create_table(**_TEMPLATE.table_definition(self.table))
         self.clock = Clock()
+        self.mailbox = Mailbox()
         self.last_request_took_s = 0.0
         self.organisation = f"org{next(_numbers)}"
         self.telemetry = Telemetry(
@@ -310,6 +323,8 @@ class World:
         wire.unanswered = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
         dynamodb: Any = OnWire(self.engine.dynamodb, "dynamodb", wire)
         s3: Any = OnWire(self.engine.s3, "s3", wire)
+        sqs: Any = OnWire(self.mailbox, "sqs", wire)
+        jobs = Jobs(sqs, "https://queue.example", self.clock.sleep)
         # Half of the longest pause, always: a test must be the same each time it runs.
         table = Table(dynamodb, self.table, self.clock.sleep, jitter=lambda: 0.5)
         ledger = Ledger(table, self.clock)
@@ -319,13 +334,16 @@ class World:
             wire=wire,
             ledger=ledger,
             images=images,
-            generations=Generations(ledger, model, images, clock=self.clock),
+            generations=Generations(ledger, model, images, jobs, clock=self.clock),
             reconciler=Reconciler(ledger, images, self.clock),
         )
 
-    def order(self, key: str | None = None, prompt: str = "a red fox") -> Order:
+    def order(
+        self, key: str | None = None, prompt: str = "a red fox", *, asynchronous: bool = False
+    ) -> Order:
         """What the customer of this world asks for."""
-        return Order(self.organisation, prompt, AspectRatio.LANDSCAPE_16_9, key)
+        ratio = AspectRatio.LANDSCAPE_16_9
+        return Order(self.organisation, prompt, ratio, key, asynchronous=asynchronous)
 
     def request(self, process: Process, key: str | None = None) -> Finished | ServiceError | None:
         """One request: the customer's image, the error they see, or nothing when it was killed."""
@@ -340,6 +358,38 @@ class World:
             return None
         finally:
             self.last_request_took_s = self.clock.now_s - began
+
+    def accept(
+        self, process: Process, key: str | None = None
+    ) -> Accepted | Finished | ServiceError | None:
+        """One asynchronous request: what the customer sees, or nothing when it was killed."""
+        began = self.clock.now_s
+        try:
+            with self.observe() as observation:
+                deadline = self.deadline(FUNCTION_TIMEOUT_S - ANSWER_TAKES_S)
+                order = self.order(key, asynchronous=True)
+                return process.generations.accept(order, deadline, observation)
+        except ServiceError as error:
+            return error
+        except Killed:
+            return None
+        finally:
+            self.last_request_took_s = self.clock.now_s - began
+
+    def work(self, process: Process, message: str) -> bool:
+        """One delivery of a job; whether the worker was done with it."""
+        deadline = self.deadline(WORKER_TIMEOUT_S)
+        try:
+            with self.observe() as observation:
+                process.generations.work(Job.from_message(message), deadline, observation)
+        except (Killed, LedgerUnreachable):
+            return False
+        return True
+
+    def deliver(self, process: Process | None = None) -> None:
+        """Every message that was ever sent comes to a worker, now and perhaps once more."""
+        for message in self.mailbox.messages:
+            self.work(process or self.process(), message)
 
     def reconcile(self, process: Process, ends_after_s: float = 45) -> Reconciled | None:
         """One run of the reconciler, over every hold in the table; nothing when it broke off."""
@@ -357,7 +407,9 @@ class World:
 
     def let_leases_pass(self) -> None:
         """Moves the clock past every lease."""
-        self.clock.sleep(LEASE_S + 1)
+        leases = [each.lease_expires_at or 0 for each in self.generations()]
+        longest_s = max(leases, default=0) - self.clock.now_s
+        self.clock.sleep(max(LEASE_S, longest_s) + 1)
 
     def settle_down(self) -> None:
         """What happens in the minutes after: leases pass, and the reconciler comes by."""

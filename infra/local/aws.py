@@ -7,6 +7,7 @@ contention (``TransactionConflict`` above all) only DynamoDB Local and AWS can s
 """
 
 import io
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 __all__ = ["REGION", "EmbeddedAws"]
 
@@ -65,8 +67,10 @@ class EmbeddedAws:
     _numbers: ClassVar["count[int]"] = count(100_000_000_001)
     _one_at_a_time: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self) -> None:
+    def __init__(self, dynamodb_url: str | None = None) -> None:
+        """``dynamodb_url``: another DynamoDB, which takes moto's place."""
         self.account_id = str(next(self._numbers))
+        self._dynamodb_url = dynamodb_url
         self._server = HttpServer(limits=_LIMITS)
         self._application = DomainDispatcherApplication(create_backend_app)
         self._making_client = threading.Lock()
@@ -111,7 +115,7 @@ class EmbeddedAws:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL_DYNAMODB": self.url,
+            "AWS_ENDPOINT_URL_DYNAMODB": self._dynamodb_url or self.url,
             "AWS_ENDPOINT_URL_S3": self.url,
             "AWS_ENDPOINT_URL_SECRETS_MANAGER": self.url,
             "AWS_ENDPOINT_URL_SQS": self.url,
@@ -145,7 +149,9 @@ class EmbeddedAws:
             aws_secret_access_key="local",  # noqa: S106 - nobody checks it
             botocore_session=botocore.session.Session(session_vars=nowhere),
         )
-        client: _Client = session.client(service, endpoint_url=self.url, config=_CLIENT_CONFIG)
+        elsewhere = self._dynamodb_url if service == "dynamodb" else None
+        url = elsewhere or self.url
+        client: _Client = session.client(service, endpoint_url=url, config=_CLIENT_CONFIG)
         return client
 
     def create_table(self, name: str, template: Template | None = None) -> None:
@@ -157,6 +163,27 @@ class EmbeddedAws:
             TableName=name,
             TimeToLiveSpecification={"AttributeName": template.expiry_attribute(), "Enabled": True},
         )
+
+    def create_queue(self, resource: str, template: Template | None = None) -> str:
+        """Creates an SQS queue, and the one for its dead letters, as the template has them.
+
+        Returns:
+            Its URL.
+        """
+        template = template or Template.from_file()
+        queue, client = template.queue(resource), self.client("sqs")
+        attributes: dict[QueueAttributeNameType, str] = {
+            "VisibilityTimeout": str(queue.visibility_timeout_s)
+        }
+        if queue.dead_letters is not None:
+            dead = self.create_queue(queue.dead_letters, template)
+            found = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
+            policy = {
+                "deadLetterTargetArn": found["Attributes"]["QueueArn"],
+                "maxReceiveCount": queue.receives,
+            }
+            attributes["RedrivePolicy"] = json.dumps(policy)
+        return client.create_queue(QueueName=resource, Attributes=attributes)["QueueUrl"]
 
     def create_bucket(self, name: str) -> None:
         """Creates an empty bucket."""

@@ -17,10 +17,11 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from infra.local.aws import EmbeddedAws
-from infra.local.functions import LocalFunction, Schedule
+from infra.local.functions import LambdaContext, LocalFunction, Schedule
 from infra.local.gateway import IMAGES_PATH, Gateway, ImageSource
 from infra.local.gemini_stand_in import GeminiStandIn
 from infra.local.http_server import HttpServer, Response
+from infra.local.queue import EventSource
 from infra.template import Function, Template
 from lib.api_keys import KeyRing
 from lib.deadline import Deadline
@@ -31,7 +32,7 @@ from lib.table import Table
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["FIRST_CREDITS", "ORGANISATION", "LocalStack", "StackError"]
+__all__ = ["FIRST_CREDITS", "ORGANISATION", "Handler", "LocalStack", "StackError"]
 
 ORGANISATION = "demo"
 FIRST_CREDITS = 100
@@ -41,6 +42,9 @@ DRAIN_S = 0.5
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "MOTO_")
 _OF_GOOGLE = ("GEMINI_MODEL", "GOOGLE_GEMINI_BASE_URL")
 _IMAGE_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+Handler = Callable[[dict[str, object], LambdaContext], object]
+"""What answers an event, given Lambda's context."""
 
 
 class StackError(Exception):
@@ -54,7 +58,7 @@ class LocalStack:
     runs one stack at a time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a name and a default
         self,
         port: int = 0,
         *,
@@ -63,11 +67,14 @@ class LocalStack:
         server: HttpServer | None = None,
         log: Callable[[str], None] = lambda _line: None,
         template: Template | None = None,
+        aws: EmbeddedAws | None = None,
+        handlers: Callable[[Function], Handler] | None = None,
     ) -> None:
         """Takes ``port`` (0: any), or the port that ``server`` has taken already.
 
         The stand-in answers after ``latency_s``; with ``gemini_api_key`` Google is called instead.
-        ``log`` gets one line per request.
+        ``log`` gets one line per request. ``handlers`` runs the functions elsewhere than in this
+        process; it is called when ``os.environ`` has what they are to find in theirs.
 
         Raises:
             OSError: the port is taken or not allowed.
@@ -76,16 +83,19 @@ class LocalStack:
         self._template = template or Template.from_file()
         self._gemini_api_key = gemini_api_key
         self._log = log
+        self._handlers = handlers
         self._schedules: list[Schedule] = []
+        self._sources: list[EventSource] = []
         self._functions: dict[str, LocalFunction] = {}
         self._undo = contextlib.ExitStack()
         self.url = self._server.url
         self.organisation = ORGANISATION
         self.api_key = ""
-        self.aws = EmbeddedAws()
+        self.aws = aws or EmbeddedAws()
         self.table = "credits"
-        # All stacks of a process share the names of buckets.
-        self.bucket = f"images-{self.aws.account_id}"
+        # All stacks of a process share the names of buckets. An underscore makes a name no host's,
+        # so boto3 puts it into the path, whatever this machine is called.
+        self.bucket = f"images_{self.aws.account_id}"
         self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
 
     def __enter__(self) -> Self:
@@ -116,6 +126,8 @@ class LocalStack:
         """Ends everything within about two seconds, and gives the environment back."""
         for schedule in self._schedules:
             schedule.stop()
+        for source in self._sources:
+            source.stop()
         # The model goes first, so that the requests that wait for it end with a refund.
         if self.stand_in is not None:
             self.stand_in.stop()
@@ -137,20 +149,41 @@ class LocalStack:
         keys = KeyRing(self.aws.client("secretsmanager"), os.environ["ORG_SECRET_PREFIX"])
         return keys.issue(organisation).key
 
+    def invoke(self, function: str, event: dict[str, object]) -> object:
+        """The answer of a function to an event that no request makes.
+
+        Raises:
+            FunctionCrashed, FunctionTimedOut
+        """
+        return self._functions[function].invoke(event)
+
     def _start(self) -> None:
         self.aws.start()
         if self.stand_in is not None:
             self.stand_in.start()
         definitions = self._template.functions()
-        self._undo.enter_context(_environment(self._variables(definitions)))
+        queues = {
+            name: self.aws.create_queue(name, self._template)
+            for each in definitions
+            for name in each.queues
+        }
+        self._undo.enter_context(_environment(self._variables(definitions, queues)))
         self._fill_aws()
-        self._functions = {each.name: _function(each) for each in definitions}
-        self._undo.enter_context(_warm([_module(each) for each in definitions]))
+        handler_of = self._handlers or _handler
+        self._functions = {each.name: _function(each, handler_of(each)) for each in definitions}
+        if self._handlers is None:
+            self._undo.enter_context(_warm([_module(each) for each in definitions]))
         for definition in definitions:
             for period_s in definition.schedules_s:
                 schedule = Schedule(self._functions[definition.name], period_s)
                 schedule.start()
                 self._schedules.append(schedule)
+            for name in definition.queues:
+                source = EventSource(
+                    self.aws.client("sqs"), queues[name], self._functions[definition.name]
+                )
+                source.start()
+                self._sources.append(source)
         gateway = Gateway(
             routes=[
                 (route, self._functions[definition.name])
@@ -170,19 +203,22 @@ class LocalStack:
         key = self._gemini_api_key or "any-key-will-do-for-the-stand-in"
         self.aws.create_secret(os.environ["GEMINI_API_KEY_SECRET"], key)
 
-    def _variables(self, definitions: Iterable[Function]) -> dict[str, str]:
+    def _variables(
+        self, definitions: Iterable[Function], queues: Mapping[str, str]
+    ) -> dict[str, str]:
         """What the functions are to find in their environment, by the names in the template."""
         here = {
             "CREDITS_TABLE": self.table,
             "IMAGE_BUCKET": self.bucket,
             "IMAGE_BASE_URL": self.url + IMAGES_PATH.rstrip("/"),
             "GEMINI_API_KEY_SECRET": "gemini-api-key",
+            "JOBS_QUEUE_URL": queues.get("JobsQueue", ""),
             "POWERTOOLS_SERVICE_NAME": "gemini-generate",
         }
         variables: dict[str, str] = {}
         for definition in definitions:
             for name, written in definition.environment.items():
-                value = here.get(name) or self._template.literal(written)
+                value = here[name] if name in here else self._template.literal(written)
                 if value is None:
                     raise StackError(f"nothing is known here for the variable {name}")
                 variables[name] = value
@@ -196,8 +232,12 @@ def _module(definition: Function) -> ModuleType:
     return importlib.import_module(definition.handler.rpartition(".")[0])
 
 
-def _function(definition: Function) -> LocalFunction:
-    handler = getattr(_module(definition), definition.handler.rpartition(".")[2])
+def _handler(definition: Function) -> Handler:
+    handler: Handler = getattr(_module(definition), definition.handler.rpartition(".")[2])
+    return handler
+
+
+def _function(definition: Function, handler: Handler) -> LocalFunction:
     return LocalFunction(definition.name, handler, definition.timeout_s, definition.memory_mb)
 
 

@@ -7,21 +7,29 @@ Each download is pinned to a version and checked against a hash.
 
 import base64
 import hashlib
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra.build import python313 as machine
 from infra.template import PROJECT_ROOT
 
-__all__ = ["ToolMissingError", "dynamodb_local", "emulator", "java", "packages", "python313"]
+__all__ = [
+    "ToolMissingError",
+    "checkov",
+    "dynamodb_local",
+    "emulator",
+    "java",
+    "packages",
+    "python313",
+    "sam",
+]
 
 TOOLS = PROJECT_ROOT / ".build" / "tools"
 REQUIREMENTS = PROJECT_ROOT / "infra" / "requirements"
@@ -34,8 +42,8 @@ SIMULATOR_SHA512 = (
 )
 _JAVA_AT_LEAST = 17
 _EMULATORS = {
-    "x86_64": "samcli/local/rapid/aws-lambda-rie-x86_64",
-    "aarch64": "samcli/local/rapid/aws-lambda-rie-arm64",
+    "x86_64": "aws-lambda-rie-x86_64",
+    "aarch64": "aws-lambda-rie-arm64",
 }
 _COMMAND_TAKES_S = 600
 _QUICK_S = 30
@@ -55,12 +63,34 @@ def dynamodb_local() -> Path:
 
 
 def emulator() -> Path:
-    """Lambda's runtime interface emulator, an executable.
+    """Lambda's runtime interface emulator, an executable that SAM's package brings along.
 
     Raises:
         ToolMissingError
     """
-    return _installed(_emulator()) / "aws-lambda-rie"
+    name = _EMULATORS.get(platform.machine())
+    if name is None or sys.platform != "linux":
+        raise ToolMissingError("Lambda's emulator runs on Linux, on x86-64 and arm64, only")
+    (found,) = _installed(_sam()).glob(f"lib/python3.*/site-packages/samcli/local/rapid/{name}")
+    return found
+
+
+def sam() -> Path:
+    """The command ``sam``. ``SAM_CLI_TELEMETRY=0`` keeps it from calling home.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_sam()) / "bin" / "sam"
+
+
+def checkov() -> Path:
+    """The command ``checkov``. With ``--skip-download`` it calls nobody.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_checkov()) / "bin" / "checkov"
 
 
 def python313() -> Path:
@@ -102,8 +132,12 @@ def _dynamodb_local() -> Path:
     return TOOLS / f"dynamodb-local-{SIMULATOR_VERSION}"
 
 
-def _emulator() -> Path:
-    return TOOLS / f"emulator-{_digest('emulator.txt')}"
+def _sam() -> Path:
+    return TOOLS / f"sam-{_digest('sam.txt')}"
+
+
+def _checkov() -> Path:
+    return TOOLS / f"checkov-{_digest('checkov.txt')}"
 
 
 def _python313() -> Path:
@@ -157,23 +191,20 @@ def _make_dynamodb_local(goal: Path) -> None:
         shutil.copytree(Path(scratch, "package", "emulator"), goal, dirs_exist_ok=True)
 
 
-def _make_emulator(goal: Path) -> None:
-    member = _EMULATORS.get(platform.machine())
-    if member is None or sys.platform != "linux":
-        raise ToolMissingError("Lambda's emulator runs on Linux, on x86-64 and arm64, only")
-    with TemporaryDirectory() as scratch:
-        _pip(
-            Path(sys.executable),
-            "download",
-            "--no-deps",
-            "--only-binary=:all:",
-            f"--dest={scratch}",
-            f"--requirement={REQUIREMENTS / 'emulator.txt'}",
-        )
-        (wheel,) = Path(scratch).glob("aws_sam_cli-*.whl")
-        with zipfile.ZipFile(wheel) as opened:
-            (goal / "aws-lambda-rie").write_bytes(opened.read(member))
-    (goal / "aws-lambda-rie").chmod(0o755)
+def _make_sam(goal: Path) -> None:
+    _make_environment(goal, "sam.txt")
+
+
+def _make_checkov(goal: Path) -> None:
+    _make_environment(goal, "checkov.txt")
+
+
+def _make_environment(goal: Path, requirements: str) -> None:
+    """A virtual environment of its own: these commands pin what we pin otherwise."""
+    _run([sys.executable, "-m", "venv", str(goal)], _COMMAND_TAKES_S)
+    wanted = REQUIREMENTS / requirements
+    # The file has everything; pip by itself would ask for a hash of each combination of extras.
+    _pip(goal / "bin" / "python", "install", "--no-deps", f"--requirement={wanted}")
 
 
 def _make_python313(goal: Path) -> None:
@@ -188,30 +219,14 @@ def _make_packages(goal: Path) -> None:
 
 
 def _find_python313() -> str:
-    for candidate in _pythons():
-        try:
-            if "3.13." in _run([candidate, "--version"], _QUICK_S):
-                return candidate
-        except ToolMissingError:
-            # pyenv puts a python3.13 on the path that refuses to run where it is not chosen.
-            continue
-    raise ToolMissingError(
-        "Python 3.13 is needed, as on Lambda: install it with your package manager"
-        " (`apt-get install python3.13-venv`), uv or pyenv, and put it on the PATH"
-        " or name it with PYTHON313=..."
-    )
-
-
-def _pythons() -> Iterator[str]:
-    named = os.environ.get("PYTHON313")
-    if named:
-        yield named
-        return
-    on_path = shutil.which("python3.13")
-    if on_path:
-        yield on_path
-    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
-    yield from sorted(map(str, pyenv.glob("versions/3.13.*/bin/python3.13")), reverse=True)
+    found = machine.find()
+    if found is None:
+        raise ToolMissingError(
+            "Python 3.13 is needed, as on Lambda: install it with your package manager"
+            " (`apt-get install python3.13-venv`), uv or pyenv, and put it on the PATH"
+            " or name it with PYTHON313=..."
+        )
+    return found
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -247,7 +262,8 @@ def main() -> int:
     try:
         java()
         _install(_dynamodb_local(), _make_dynamodb_local)
-        _install(_emulator(), _make_emulator)
+        _install(_sam(), _make_sam)
+        _install(_checkov(), _make_checkov)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)
     except ToolMissingError as missing:

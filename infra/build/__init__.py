@@ -1,0 +1,1 @@
+"""Makes the directory that is deployed: one artifact, the same for every function."""

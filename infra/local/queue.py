@@ -1,0 +1,100 @@
+"""Delivers an SQS queue's messages to a function, as Lambda's event source mapping does.
+
+One message a time and call; the function names those that are to come again, and a function that
+crashes or runs out of time has named them all. They come when their visibility timeout has passed,
+and go to the dead-letter queue when they came too often: that is the queue's own doing.
+"""
+
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.local.functions import ACCOUNT_ID, FunctionCrashed, FunctionTimedOut, LocalFunction
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
+
+__all__ = ["EventSource"]
+
+_POLL_EVERY_S = 0.1
+_AT_ONCE = 4
+
+
+class EventSource:
+    """Polls one queue, on a few threads, from ``start`` until ``stop``."""
+
+    def __init__(self, client: "SQSClient", queue_url: str, function: LocalFunction) -> None:
+        self._client = client
+        self._queue_url = queue_url
+        self._function = function
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._poll, name=f"queue-{number}", daemon=True)
+            for number in range(_AT_ONCE)
+        ]
+
+    def start(self) -> None:
+        """Delivers from now on."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """No message is delivered after this; a call that runs is left to end by itself."""
+        self._stopping.set()
+
+    def _poll(self) -> None:
+        while not self._stopping.wait(_POLL_EVERY_S):
+            try:
+                while not self._stopping.is_set() and self._deliver():
+                    pass
+            except (BotoCoreError, ClientError):
+                # The queue goes away when the stack stops.
+                if not self._stopping.is_set():
+                    print("the queue does not answer", file=sys.stderr)
+
+    def _deliver(self) -> bool:
+        """Whether there was a message."""
+        answer = self._client.receive_message(
+            QueueUrl=self._queue_url, MaxNumberOfMessages=1, MessageSystemAttributeNames=["All"]
+        )
+        messages = answer.get("Messages", [])
+        for message in messages:
+            if self._is_done(message):
+                self._client.delete_message(
+                    QueueUrl=self._queue_url, ReceiptHandle=message["ReceiptHandle"]
+                )
+        return bool(messages)
+
+    def _is_done(self, message: "MessageTypeDef") -> bool:
+        try:
+            answer = self._function.invoke({"Records": [_record(message)]})
+        except FunctionCrashed:
+            # Its traceback is on stderr already.
+            return False
+        except FunctionTimedOut:
+            print(f"{self._function.name} did not end within its timeout", file=sys.stderr)
+            return False
+        failed = answer.get("batchItemFailures", []) if isinstance(answer, Mapping) else []
+        return not failed
+
+
+def _record(message: "MessageTypeDef") -> dict[str, Any]:
+    """The message as Lambda hands it to a function.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html
+    """
+    return {
+        "messageId": message["MessageId"],
+        "receiptHandle": message["ReceiptHandle"],
+        "body": message["Body"],
+        "attributes": message.get("Attributes", {}),
+        "messageAttributes": {},
+        "md5OfBody": message["MD5OfBody"],
+        "eventSource": "aws:sqs",
+        "eventSourceARN": f"arn:aws:sqs:us-east-1:{ACCOUNT_ID}:jobs",
+        "awsRegion": "us-east-1",
+    }

@@ -1,0 +1,57 @@
+"""The two local stacks that the contract is tested on.
+
+In the first the handlers run in this process. In the second the built artifact, and nothing else,
+runs in Lambda's own runtime, and Amazon's DynamoDB Local keeps the ledger.
+"""
+
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from infra.build import python313
+from infra.build.artifact import build
+from infra.local.aws import EmbeddedAws
+from infra.local.stack import LocalStack
+from infra.template import PROJECT_ROOT
+from infra.verify.dynamodb_local import DynamoDbLocal
+from infra.verify.sandboxes import Sandboxes
+
+__all__ = ["ARCHITECTURE", "STACKS", "artifact", "artifact_stack", "new_stack"]
+
+# The one whose native code runs here.
+ARCHITECTURE = "x86_64" if platform.machine() == "x86_64" else "arm64"
+IN_THIS_PROCESS = "handlers in this process"
+STACKS = [IN_THIS_PROCESS, pytest.param("artifact in Lambda's runtime", marks=pytest.mark.real)]
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``make build`` makes of the working tree, for this machine."""
+    into = tmp_path_factory.mktemp("artifact")
+    build(PROJECT_ROOT, ARCHITECTURE, into, python313.find())
+    return into
+
+
+def new_stack(request: pytest.FixtureRequest) -> AbstractContextManager[LocalStack]:
+    """The stack that a fixture with the parameters ``STACKS`` is to have."""
+    if request.param == IN_THIS_PROCESS:
+        return LocalStack(latency_s=0)
+    return artifact_stack(request.getfixturevalue("artifact"))
+
+
+@contextmanager
+def artifact_stack(root: Path, packages: tuple[Path, ...] = ()) -> Iterator[LocalStack]:
+    """A stack whose functions run what is in ``root``, and may import from ``packages`` too."""
+    with (
+        DynamoDbLocal() as dynamodb,
+        Sandboxes(root, packages) as sandboxes,
+        LocalStack(
+            latency_s=0,
+            aws=EmbeddedAws(dynamodb_url=dynamodb.url),
+            handlers=sandboxes.handler,
+        ) as stack,
+    ):
+        yield stack
