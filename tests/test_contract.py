@@ -1294,7 +1294,10 @@ def test_a_refused_or_repeated_request_does_not_use_the_limit_up(stack: LocalSta
 
 def assert_refunded(customer: Customer, answer: Answer, message: str) -> None:
     assert answer.status == 500, answer
-    assert answer.json() == {"error": "Failed to generate image", "message": message}
+    expected = {"error": "Failed to generate image", "message": message}
+    if answer.headers["x-error-code"] == "model_timeout":
+        expected["hint"] = "Send the header `Prefer: respond-async` to give a slow model minutes"
+    assert answer.json() == expected
     assert list(answer.json()) == ["error", "message"]
     assert (customer.balance(), customer.stored()) == (100, [])
 

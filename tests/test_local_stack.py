@@ -157,7 +157,10 @@ class Customer:
 
 def assert_refunded(customer: Customer, answer: Answer, message: str) -> None:
     assert answer.status == 500, answer.body
-    assert answer.json() == {"error": "Failed to generate image", "message": message}
+    expected = {"error": "Failed to generate image", "message": message}
+    if answer.headers["x-error-code"] == "model_timeout":
+        expected["hint"] = "Send the header `Prefer: respond-async` to give a slow model minutes"
+    assert answer.json() == expected
     assert answer.headers["x-credits-charged"] == "0"
     assert customer.balance() == 100
     assert customer.stored() == []
