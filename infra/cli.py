@@ -76,6 +76,14 @@ def _create_organisation(rooms: _Rooms, arguments: Arguments) -> bool:
     return True
 
 
+def _limit_organisation(rooms: _Rooms, arguments: Arguments) -> bool:
+    name, limit = arguments.organisation, arguments.rate_limit
+    if not rooms.ledger.set_rate_limit(name, limit, Deadline(CALL_TAKES_S)):
+        raise _NotDoneError(f"there is no organisation {name}; create it first")
+    print(f"{name}: {limit} requests a minute")
+    return True
+
+
 def _issue_key(rooms: _Rooms, arguments: Arguments) -> bool:
     # A key for a misspelt organisation would look like a key that has no credits.
     rooms.account(arguments.organisation)
@@ -207,6 +215,7 @@ _NOTE = _checked(
     lambda text: text.isprintable() and 0 < len(text) <= MAX_NOTE_CHARACTERS, "one short line"
 )
 _AMOUNT = _checked(re.compile("-?[1-9][0-9]{0,8}").fullmatch, "a whole number, not 0", int)
+_LIMIT = _checked(re.compile("[0-9]{1,5}").fullmatch, "a whole number, 0 to 99999", int)
 _COUNT = _checked(re.compile("[1-9][0-9]{0,4}").fullmatch, "a whole number, 1 to 99999", int)
 
 
@@ -219,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     org = nouns.add_parser("org").add_subparsers(required=True)
     create = _command(org, "create", _create_organisation)
     create.add_argument("--rate-limit", type=_COUNT, metavar="N", help="requests a minute")
+    limit = _command(org, "limit", _limit_organisation)
+    limit.add_argument("rate_limit", type=_LIMIT, metavar="N", help="requests a minute; 0 for none")
     keys = nouns.add_parser("keys").add_subparsers(required=True)
     _command(keys, "issue", _issue_key)
     _command(keys, "list", _list_keys)

@@ -121,6 +121,24 @@ def test_creating_it_again_with_another_limit_is_refused_and_not_half_done(
 # Keys
 
 
+def test_a_limit_is_changed_and_nothing_else(run: Run, acme: str) -> None:
+    granted(run, acme, 100)
+
+    for limit in (600, 600, 0):
+        assert run(f"org limit {acme} {limit}") == Said(
+            0, f"{acme}: {limit} requests a minute\n", ""
+        )
+
+    assert run(f"org create {acme}").out == f"{acme}: 100 credits, 0 requests a minute\n"
+
+
+def test_an_organisation_that_does_not_exist_gets_no_limit(run: Run) -> None:
+    said = run("org limit nobody 5")
+
+    assert (said.status, said.out) == (1, "")
+    assert "there is no organisation nobody" in said.err
+
+
 def test_an_issued_key_is_alone_on_standard_output_and_opens_the_door(
     run: Run, aws: EmbeddedAws, acme: str
 ) -> None:

@@ -1,0 +1,479 @@
+"""The deployed functions at work in this process, through everything that may happen to them.
+
+The real handlers run with the environment that the template gives them, on the embedded AWS and the
+Gemini stand-in. Two things are written down: each call that a function makes to AWS, as the
+permission that it takes there, and the metrics that CloudWatch would read from the function's log.
+"""
+
+import base64
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+
+from infra.local.aws import REGION, EmbeddedAws
+from infra.local.functions import LambdaContext
+from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
+from infra.template import Function, Template
+from lib.api_keys import KeyRing, new_key
+from lib.deadline import Deadline
+from lib.ledger import Ledger
+from lib.ledger_rows import Grant
+from lib.models import AspectRatio
+from lib.table import Table
+from tests.cloudformation import Variant
+from tests.world import small_picture
+
+__all__ = ["R2_KEY_ID", "Need", "Operation", "operated"]
+
+GENERATE = "POST /api/v1/models/gemini/generate"
+CREDITS = "GET /api/v1/billing/credits"
+HISTORY = "GET /api/v1/generations"
+ONE = "GET /api/v1/generations/{id}"
+R2_SECRET = "r2/credentials"
+R2_KEY_ID = "the-key-id-of-r2"
+_FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
+_TRANSACTED = {
+    "Put": "PutItem",
+    "Update": "UpdateItem",
+    "Delete": "DeleteItem",
+    "ConditionCheck": "ConditionCheckItem",
+}
+# DynamoDB's calls on one table or index, each a permission of the same name.
+_OF_DYNAMODB = {"GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query", "Scan"}
+_OF_S3 = {
+    "PutObject": "s3:PutObject",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "DeleteObject": "s3:DeleteObject",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Need:
+    """A permission without which one call of a function would have been refused."""
+
+    function: str
+    action: str
+    resource: str
+
+
+@dataclass
+class Operation:
+    """What was written down. ``emitted`` holds records in CloudWatch's embedded metric format.
+
+    ``credentials`` are the ids of the access keys with which the object store was called.
+    """
+
+    variant: Variant
+    needs: set[Need] = field(default_factory=set)
+    credentials: set[str] = field(default_factory=set)
+    emitted: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def operated(document: Mapping[str, Any], *, on_r2: bool = False) -> Iterator[Operation]:
+    """The functions of the template ``document``, after they were through everything."""
+    with contextlib.ExitStack() as running:
+        aws = running.enter_context(EmbeddedAws())
+        stand_in = running.enter_context(GeminiStandIn())
+        stand_in.answer_with(_small_picture)
+        variant = _deployed(document, aws, on_r2=on_r2)
+        environment = {
+            **variant.environment(),
+            **aws.environment(),
+            "GOOGLE_GEMINI_BASE_URL": stand_in.url,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        running.enter_context(_environment(environment))
+        functions = Template(document).functions()
+        modules = [importlib.import_module(each.handler.rpartition(".")[0]) for each in functions]
+        drive = _Drive(Operation(variant), aws, functions)
+        running.enter_context(_sessions_of(drive))
+        running.enter_context(_fresh(modules))
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            drive.through_everything()
+        lines = (json.loads(line) for line in log.getvalue().splitlines())
+        drive.operation.emitted.extend(line for line in lines if "_aws" in line)
+        yield drive.operation
+
+
+def _deployed(document: Mapping[str, Any], aws: EmbeddedAws, *, on_r2: bool) -> Variant:
+    """The table, the bucket and the secrets, under the names that the template gives them."""
+    made = aws.client("secretsmanager").create_secret(Name="gemini", SecretString="any-key")
+    parameters = {}
+    if on_r2:
+        pair = {"accessKeyId": R2_KEY_ID, "secretAccessKey": "r2"}
+        aws.create_secret(R2_SECRET, json.dumps(pair))
+        parameters = {
+            "StorageEndpointUrl": aws.url,
+            "R2Bucket": f"r2-{aws.account_id}",
+            "ImageBaseUrl": "https://images.example",
+            "StorageCredentialsSecret": R2_SECRET,
+        }
+    # All embedded AWS of a process share the names of buckets.
+    names = {
+        "GeminiApiKey": made["ARN"],
+        "ImageBucket": f"images-{aws.account_id}",
+        "JobsQueue": aws.client("sqs").create_queue(QueueName="jobs")["QueueUrl"],
+    }
+    variant = Variant(document, parameters, names=names, account=aws.account_id)
+    environment = variant.environment()
+    aws.create_table(environment["CREDITS_TABLE"], Template(document))
+    aws.create_bucket(environment["IMAGE_BUCKET"])
+    return variant
+
+
+class _Drive:
+    """Calls the functions one after the other, and strikes the calls that they make."""
+
+    def __init__(
+        self, operation: Operation, aws: EmbeddedAws, functions: tuple[Function, ...]
+    ) -> None:
+        self.operation = operation
+        self._aws = aws
+        self._functions = {each.handler: each for each in functions}
+        self._environment = operation.variant.environment()
+        self._table = self._environment["CREDITS_TABLE"]
+        self._running = ""
+        self._key = ""
+        self._faults: dict[tuple[str, str], list[Exception]] = {}
+        self._saying = ""
+
+    # What happens.
+
+    def through_everything(self) -> None:
+        """Successes, refusals, failures, and what the reconciler makes of those."""
+        self._requests()
+        self._failures_of_the_model_and_the_store()
+        self._failures_of_the_ledger()
+        self._holds()
+        self._jobs()
+
+    def _requests(self) -> None:
+        self._open_account("acme", 1000)
+        self._generate("A fox", 200, idempotency_key="one")
+        self._generate("A fox", 200, idempotency_key="one")
+        self._generate("A bear", 422, idempotency_key="one")
+        self._generate("", 400)
+        self._read(CREDITS, 200)
+        self._read("GET /healthz", 200)
+        self._key = new_key("nobody")
+        self._generate("A fox", 401)
+        self._read(CREDITS, 401)
+        self._open_account("poor", 0)
+        self._generate("A fox", 402)
+        self._open_account("busy", 100)
+        self._change("busy", "ACCOUNT", "SET rateLimit = :value", 0)
+        self._generate("A fox", 429)
+        self._open_account("unlucky", 100)
+        self._strike("GetSecretValue", _unreachable())
+        self._generate("A fox", 500)
+        self._strike("TransactWriteItems", RuntimeError("a bug, as far as anybody can tell"))
+        self._generate("A fox", 500)
+
+    def _failures_of_the_model_and_the_store(self) -> None:
+        self._open_account("failing", 1000)
+        for failure in ("safety", "bad-key", "overloaded", "no-image"):
+            self._generate(f"A fox [fail:{failure}]", 500)
+        # The first put succeeds unheard: the second finds an object there and looks whose it is.
+        self._strike("PutObject", _lost(), after=True)
+        self._generate("A fox", 200)
+        # Three puts in vain: refunded, deleted in case it is there after all, and visited again.
+        self._strike("PutObject", _unreachable(), _unreachable(), _unreachable())
+        self._generate("A fox", 500)
+
+    def _failures_of_the_ledger(self) -> None:
+        self._open_account("left", 1000)
+        self._strike("TransactWriteItems", _refused(), saying=":refunded")
+        self._generate("A fox [fail:safety]", 500, idempotency_key="two")
+        self._generate("A fox [fail:safety]", 409, idempotency_key="two")
+        self._strike("UpdateItem", _refused())
+        self._generate("A fox", 200)
+
+    def _holds(self) -> None:
+        self._expire("failing")
+        self._expire("left")
+        self._reconcile(settled=1, refunded=1, swept=1)
+        # What the reconciler refunds, it visits again.
+        self._expire("left")
+        self._strike("DeleteObject", _unreachable())
+        self._reconcile(failed=1)
+        self._reconcile(swept=1)
+
+    def _jobs(self) -> None:
+        self._open_account("patient", 1000)
+        accepted = self._generate("A fox", 202, prefer="respond-async")
+        self._read(HISTORY, 200)
+        self._read(ONE, 200, accepted["id"])
+        self._read(ONE, 404, "1000000000000")
+        job = self._next_job()
+        assert self._work(job) == []
+        # The queue may deliver a job twice.
+        assert self._work(job) == []
+        assert self._work("no job") == ["a-message"]
+        self._generate("A bear [fail:safety]", 202, prefer="respond-async")
+        assert self._work(self._next_job()) == []
+        self._generate("A cat", 202, prefer="respond-async")
+        self._strike("PutObject", _unreachable(), _unreachable(), _unreachable())
+        assert self._work(self._next_job()) == []
+        self._generate("A dog", 202, prefer="respond-async")
+        self._strike("PutObject", _lost(), after=True)
+        assert self._work(self._next_job()) == []
+        # A job that can't be queued is refunded at once.
+        self._strike("SendMessage", _refused())
+        self._generate("An owl", 500, prefer="respond-async")
+
+    def _next_job(self) -> str:
+        queue = self._aws.client("sqs")
+        url = self._environment["JOBS_QUEUE_URL"]
+        (message,) = queue.receive_message(QueueUrl=url)["Messages"]
+        queue.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return message["Body"]
+
+    def _work(self, body: str) -> list[str]:
+        """The messages that are to be delivered again."""
+        event = {"Records": [{"messageId": "a-message", "body": body}]}
+        answer = self._call("handlers.worker.handler", event)
+        return [each["itemIdentifier"] for each in answer["batchItemFailures"]]
+
+    # How it is made to happen.
+
+    def _generate(
+        self, prompt: str, status: int, idempotency_key: str = "", prefer: str = ""
+    ) -> Any:
+        headers = {"idempotency-key": idempotency_key, "prefer": prefer}
+        given = {name: value for name, value in headers.items() if value}
+        return self._request("generate", GENERATE, status, given, json.dumps({"prompt": prompt}))
+
+    def _read(self, route: str, status: int, generation: str = "") -> None:
+        self._request("account", route, status, {}, None, {"id": generation} if generation else {})
+
+    def _request(
+        self,
+        function: str,
+        route: str,
+        status: int,
+        headers: Mapping[str, str],
+        body: str | None,
+        path: Mapping[str, str] | None = None,
+    ) -> Any:
+        event = {
+            "version": "2.0",
+            "routeKey": route,
+            "headers": {"authorization": f"Bearer {self._key}", **headers},
+            "pathParameters": path or {},
+            "requestContext": {"requestId": "a-request"},
+            "body": body,
+            "isBase64Encoded": False,
+        }
+        answer = self._call(f"handlers.{function}.handler", event)
+        assert answer["statusCode"] == status, (route, answer)
+        return json.loads(answer["body"])
+
+    def _reconcile(self, **endings: int) -> None:
+        answer = self._call("handlers.reconcile.handler", {})
+        assert {name: many for name, many in answer.items() if many} == endings
+
+    def _call(self, handler: str, event: Mapping[str, object]) -> Any:
+        function = self._functions[handler]
+        module, _, attribute = handler.rpartition(".")
+        context = LambdaContext(function.name, str(function.memory_mb), function.timeout_s)
+        self._running = function.name
+        try:
+            return getattr(importlib.import_module(module), attribute)(event, context)
+        finally:
+            self._running = ""
+            unused = [name for name, faults in self._faults.items() if faults]
+            assert not unused, f"{handler} made no such call: {unused}"
+
+    def _strike(
+        self, operation: str, *faults: Exception, after: bool = False, saying: str = ""
+    ) -> None:
+        """What the next calls of this kind meet, each in its turn: those with these words in it."""
+        self._saying = saying
+        self._faults["after-call" if after else "before-call", operation] = list(faults)
+
+    def _open_account(self, organisation: str, credits_: int) -> None:
+        deadline = Deadline(10)
+        ledger = Ledger(Table(self._aws.client("dynamodb"), self._table))
+        ledger.create_account(organisation, deadline)
+        if credits_:
+            ledger.grant(organisation, Grant("first", credits_, "test", "test", 1), deadline)
+        prefix = self._environment["ORG_SECRET_PREFIX"]
+        self._key = KeyRing(self._aws.client("secretsmanager"), prefix).issue(organisation).key
+
+    def _expire(self, organisation: str) -> None:
+        """Lets the leases of all that the organisation holds run out."""
+        rows = self._aws.client("dynamodb").query(
+            TableName=self._table,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": f"ORG#{organisation}"}},
+        )["Items"]
+        for row in rows:
+            if "openHold" in row:
+                self._change(organisation, row["sk"]["S"], "SET leaseExpiresAt = :value", 1)
+
+    def _change(self, organisation: str, sort_key: str, change: str, value: int) -> None:
+        self._aws.client("dynamodb").update_item(
+            TableName=self._table,
+            Key={"pk": {"S": f"ORG#{organisation}"}, "sk": {"S": sort_key}},
+            UpdateExpression=change,
+            ExpressionAttributeValues={":value": {"N": str(value)}},
+        )
+
+    # What botocore tells of each call.
+
+    def asks(self, params: Mapping[str, Any], model: Any, **_: object) -> None:
+        """A call is about to be made."""
+        service = model.service_model.service_name
+        for action, resource in self._permissions(service, model.name, params):
+            self._need(action, resource)
+
+    def sends(self, model: Any, params: Mapping[str, Any], **_: object) -> None:
+        """It is on its way."""
+        if self._saying in str(params["body"]):
+            self._meet("before-call", model.name)
+
+    def signs(self, request: Any, event_name: str, **_: object) -> None:
+        """It carries a signature."""
+        if event_name.startswith("before-send.s3."):
+            header = request.headers["Authorization"]
+            text = header.decode() if isinstance(header, bytes) else header
+            self.operation.credentials.add(text.partition("Credential=")[2].partition("/")[0])
+
+    def hears(self, model: Any, parsed: Mapping[str, Any], **_: object) -> None:
+        """It was answered."""
+        code = parsed.get("Error", {}).get("Code")
+        if model.name == "GetObject" and code == "NoSuchKey":
+            # Whoever may not list the bucket hears 403 for an object that isn't there.
+            self._need("s3:ListBucket", f"arn:aws:s3:::{self._environment['IMAGE_BUCKET']}")
+        self._meet("after-call", model.name)
+
+    def _meet(self, moment: str, operation: str) -> None:
+        faults = self._faults.get((moment, operation))
+        if faults:
+            raise faults.pop(0)
+
+    def _need(self, action: str, resource: str) -> None:
+        assert self._running, f"{action}: no function runs"
+        self.operation.needs.add(Need(self._running, action, resource))
+
+    def _permissions(
+        self, service: str, operation: str, params: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """The permissions that a call takes. Source: AWS's service authorization reference."""
+        if service == "dynamodb" and operation == "TransactWriteItems":
+            for member in params["TransactItems"]:
+                ((kind, write),) = member.items()
+                yield f"dynamodb:{_TRANSACTED[kind]}", self._table_arn(write)
+        elif service == "dynamodb" and operation in _OF_DYNAMODB:
+            yield f"dynamodb:{operation}", self._table_arn(params)
+        elif service == "s3":
+            yield _OF_S3[operation], f"arn:aws:s3:::{params['Bucket']}/{params['Key']}"
+        elif service == "sqs" and operation == "SendMessage":
+            yield "sqs:SendMessage", f"arn:aws:sqs:{REGION}:{self._aws.account_id}:jobs"
+        elif service == "secretsmanager" and operation == "GetSecretValue":
+            yield "secretsmanager:GetSecretValue", self._secret_arn(params["SecretId"])
+        else:
+            raise AssertionError(f"nobody knows what {service}:{operation} takes")
+
+    def _table_arn(self, params: Mapping[str, Any]) -> str:
+        arn = f"arn:aws:dynamodb:{REGION}:{self._aws.account_id}:table/{params['TableName']}"
+        return f"{arn}/index/{params['IndexName']}" if "IndexName" in params else arn
+
+    def _secret_arn(self, name: str) -> str:
+        """The ARN with the random end that Secrets Manager adds to the name of what it has."""
+        if name.startswith("arn:"):
+            return name
+        secrets = self._aws.client("secretsmanager")
+        try:
+            return secrets.describe_secret(SecretId=name)["ARN"]
+        except secrets.exceptions.ResourceNotFoundException:
+            return f"arn:aws:secretsmanager:{REGION}:{self._aws.account_id}:secret:{name}"
+
+
+def _unreachable() -> Exception:
+    return EndpointConnectionError(endpoint_url="https://unreachable.example")
+
+
+def _lost() -> Exception:
+    return ReadTimeoutError(endpoint_url="https://slow.example")
+
+
+def _refused() -> Exception:
+    """An answer of DynamoDB's that no other try would change."""
+    response: Any = {
+        "Error": {"Code": "AccessDeniedException", "Message": "made up by a test"},
+        "ResponseMetadata": {"HTTPStatusCode": 400},
+    }
+    return ClientError(response, "any")
+
+
+@contextlib.contextmanager
+def _sessions_of(drive: _Drive) -> Iterator[None]:
+    """Every client that boto3 makes from now on tells ``drive`` of its calls."""
+    before = boto3.DEFAULT_SESSION
+    boto3.setup_default_session()
+    session = boto3.DEFAULT_SESSION
+    assert session is not None
+    session.events.register("before-parameter-build", drive.asks)
+    session.events.register("before-call", drive.sends)
+    session.events.register("before-send", drive.signs)
+    session.events.register("after-call", drive.hears)
+    try:
+        yield
+    finally:
+        boto3.DEFAULT_SESSION = before
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+@contextlib.contextmanager
+def _fresh(modules: list[ModuleType]) -> Iterator[None]:
+    """The handlers build their rooms for this environment, and forget them afterwards."""
+    _forget(modules)
+    try:
+        yield
+    finally:
+        _forget(modules)
+
+
+def _forget(modules: list[ModuleType]) -> None:
+    # Lambda ends the process, and the idle connections with it; here nothing else ends them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for module in modules:
+            module.service.cache_clear()
+        gc.collect()
+
+
+def _small_picture(request: Received) -> Answer | None:
+    """One colour and quickly made; what a prompt asks to go wrong is left to the stand-in."""
+    if "[fail:" in json.dumps(request.body):
+        return None
+    data = base64.b64encode(small_picture(AspectRatio.SQUARE)).decode()
+    content = {"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]}
+    candidate = {"content": content, "finishReason": "STOP", "index": 0}
+    return Answer(200, json.dumps({"candidates": [candidate]}).encode())
