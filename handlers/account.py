@@ -1,4 +1,7 @@
-"""What an organisation reads about itself, and the service's health. It never writes."""
+"""What is read: an organisation's own balance and history, the docs page, the service's health.
+
+This function never writes, and knows nothing of the model.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +10,18 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from handlers.composition import Rooms
-from handlers.http import Event, Response, failure, header, request_id, success
+from handlers.http import Event, Response, failure, header, origin, request_id, success, text
 from handlers.sandbox import prepare
+from lib import docs
 from lib.api_keys import ApiKeys
+from lib.contract import openapi
 from lib.deadline import Deadline
 from lib.errors import NotFound, ServiceError, ServiceUnavailable, public_message
 from lib.ledger import Ledger
 from lib.ledger_rows import Generation, Status
 from lib.models import (
     CREDITS_PER_IMAGE,
+    AspectRatio,
     CreditsResponse,
     GenerationResponse,
     HistoryResponse,
@@ -55,8 +61,9 @@ def handler(event: Event, context: "LambdaContext") -> Response:
     """The Lambda entry point."""
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - ANSWER_TAKES_S)
     request = request_id(event)
-    if event["routeKey"] == "GET /healthz":
-        return success(200, {"status": "ok"}, request, {})
+    open_route = _OPEN.get(event["routeKey"])
+    if open_route is not None:
+        return open_route(event, request)
     rooms = service()
     with rooms.telemetry.observe(request) as observation:
         try:
@@ -72,6 +79,18 @@ def handler(event: Event, context: "LambdaContext") -> Response:
             observation.count("UnexpectedErrors")
             observation.warning("unexpected failure", fault)
             return failure(ServiceUnavailable(), request, {})
+
+
+def _health(_event: Event, request: str) -> Response:
+    return success(200, {"status": "ok"}, request, {})
+
+
+def _openapi(event: Event, request: str) -> Response:
+    return success(200, openapi(origin(event)), request, {"Cache-Control": "public, max-age=300"})
+
+
+def _docs(event: Event, request: str) -> Response:
+    return text(200, docs.page(origin(event)), request, docs.headers(service().image_url("")))
 
 
 def _read(rooms: Service, event: Event, deadline: Deadline) -> dict[str, object]:
@@ -123,7 +142,7 @@ def _shown(rooms: Service, generation: Generation) -> GenerationResponse:
         status=generation.status.value,
         createdAt=created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         prompt=generation.prompt,
-        aspectRatio=generation.aspect_ratio,
+        aspectRatio=AspectRatio(generation.aspect_ratio),
     )
     ending: dict[str, object] = {}
     if generation.status is Status.SETTLED:
@@ -140,6 +159,11 @@ def _shown(rooms: Service, generation: Generation) -> GenerationResponse:
     return shown.model_copy(update=ending)
 
 
+_OPEN: dict[str, Callable[[Event, str], Response]] = {
+    "GET /": _docs,
+    "GET /openapi.json": _openapi,
+    "GET /healthz": _health,
+}
 _ROUTES: dict[str, Callable[[Service, str, Event, Deadline], dict[str, object]]] = {
     "GET /api/v1/billing/credits": _credits,
     "GET /api/v1/generations": _history,

@@ -1,6 +1,5 @@
 """``POST /api/v1/models/gemini/generate``: authenticate, validate, generate or accept, answer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from handlers.http import Event, Response, body_of, failure, header, request_id,
 from handlers.sandbox import prepare
 from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
-from lib.errors import InvalidRequest, RequestRejected, ServiceError, ServiceUnavailable
+from lib.errors import RequestRejected, ServiceError, ServiceUnavailable
 from lib.gemini import Gemini
 from lib.generation import Accepted, Finished, Generations
 from lib.ledger import Order
@@ -19,6 +18,7 @@ from lib.models import (
     AcceptedResponse,
     GenerateResponse,
     parse_generate_request,
+    parse_idempotency_key,
 )
 from lib.observability import Observation, Telemetry
 from lib.settings import Settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Service", "handler", "service"]
 
 ANSWER_TAKES_S = 0.5
-MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 RESPOND_ASYNC = "respond-async"
 
 
@@ -116,7 +115,7 @@ def _charged(before: bool) -> dict[str, str]:  # noqa: FBT001 - both callers nam
 def _order(rooms: Service, event: Event) -> Order:
     """Who asks for what. The key is checked before anything else is looked at."""
     organisation = rooms.api_keys.organisation_of(header(event, "authorization"))
-    idempotency_key = _idempotency_key(event)
+    idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
     request = parse_generate_request(body_of(event))
     return Order(
         organisation,
@@ -131,19 +130,6 @@ def _prefers_async(event: Event) -> bool:
     """Whether a preference of RFC 7240 asks not to wait; others, and parameters, are ignored."""
     preferences = (header(event, "prefer") or "").split(",")
     return any(each.partition(";")[0].strip().lower() == RESPOND_ASYNC for each in preferences)
-
-
-def _idempotency_key(event: Mapping[str, object]) -> str | None:
-    key = header(event, "idempotency-key")
-    if key is None:
-        return None
-    fits = 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARACTERS
-    if not (fits and key.isascii() and key.isprintable()):
-        raise InvalidRequest(
-            "invalid_idempotency_key",
-            "The Idempotency-Key header must be 1 to 255 printable ASCII characters",
-        )
-    return key
 
 
 def _rehearse() -> None:

@@ -8,7 +8,17 @@ from typing import Any
 from lib.errors import BodyTooLarge, InvalidRequest, ServiceError
 from lib.models import MAX_BODY_BYTES
 
-__all__ = ["Event", "Response", "body_of", "failure", "header", "request_id", "success"]
+__all__ = [
+    "Event",
+    "Response",
+    "body_of",
+    "failure",
+    "header",
+    "origin",
+    "request_id",
+    "success",
+    "text",
+]
 
 Event = Mapping[str, Any]
 Response = dict[str, Any]
@@ -23,6 +33,13 @@ def header(event: Event, name: str) -> str | None:
 def request_id(event: Event) -> str:
     """API Gateway's id of this request: what a customer quotes to support."""
     return str(event["requestContext"]["requestId"])
+
+
+def origin(event: Event) -> str:
+    """How the client addressed this service, such as ``https://api.example.com``."""
+    scheme = header(event, "x-forwarded-proto")
+    host = str(event["requestContext"]["domainName"])
+    return f"{'http' if scheme == 'http' else 'https'}://{host}"
 
 
 def body_of(event: Event) -> bytes:
@@ -47,10 +64,16 @@ def success(
     status: int, body: Mapping[str, object], request: str, headers: Mapping[str, str]
 ) -> Response:
     """An answer with a JSON body."""
+    written = json.dumps(body, separators=(",", ":"))
+    return text(status, written, request, {"Content-Type": "application/json", **headers})
+
+
+def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Response:
+    """An answer whose headers say what its body is."""
     return {
         "statusCode": status,
-        "headers": {"Content-Type": "application/json", "X-Request-Id": request, **headers},
-        "body": json.dumps(body, separators=(",", ":")),
+        "headers": {"X-Request-Id": request, **headers},
+        "body": body,
         "isBase64Encoded": False,
     }
 

@@ -339,8 +339,13 @@ class Ledger:
 
     def balance(self, organisation: str, deadline: Deadline) -> int:
         """The credits of the organisation; 0 when it has no account."""
-        account = self._account(organisation, deadline)
+        account = self.account(organisation, deadline)
         return account.credits if account else 0
+
+    def account(self, organisation: str, deadline: Deadline) -> Account | None:
+        """The organisation's account as it is now, if there is one."""
+        item = self._table.get(account_key(organisation), deadline)
+        return Account.from_item(item) if item else None
 
     def create_account(
         self, organisation: str, deadline: Deadline, rate_limit: int = DEFAULT_RATE_LIMIT
@@ -411,6 +416,30 @@ class Ledger:
         }
         return sorted(map(organisation_of, self._table.scan(scan, deadline)))
 
+    def accounts(self, deadline: Deadline) -> Iterator[tuple[str, Account]]:
+        """Every organisation and its account, in the table's own order, page by page.
+
+        It reads the whole table, and holds one page of it at a time.
+        """
+        scan: dict[str, Any] = {
+            "FilterExpression": "sk = :account",
+            "ExpressionAttributeValues": {":account": string("ACCOUNT")},
+        }
+        for item in self._table.scan(scan, deadline):
+            yield organisation_of(item), Account.from_item(item)
+
+    def grants(self, organisation: str, deadline: Deadline) -> Iterator[Grant]:
+        """All grants of the organisation, in the order of their ids, page by page."""
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :grant)",
+            "ExpressionAttributeValues": {
+                ":pk": account_key(organisation)["pk"],
+                ":grant": string("GRANT#"),
+            },
+            "ConsistentRead": True,
+        }
+        return map(Grant.from_item, self._table.query(query, deadline))
+
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
         """Recomputes the organisation's money from its rows; see ``lib.audit``.
 
@@ -423,15 +452,11 @@ class Ledger:
             "ConsistentRead": True,
         }
         for _ in range(AUDIT_TRIES):
-            before = self._account(organisation, deadline)
+            before = self.account(organisation, deadline)
             items = list(self._table.query(query, deadline))
-            if self._account(organisation, deadline) == before:
+            if self.account(organisation, deadline) == before:
                 return audit_of(organisation, before, items, self._now_s())
         raise LedgerUnreachable(maybe_done=False)
-
-    def _account(self, organisation: str, deadline: Deadline) -> Account | None:
-        item = self._table.get(account_key(organisation), deadline)
-        return Account.from_item(item) if item else None
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -17,25 +17,33 @@ from lib.errors import BodyTooLarge, InvalidRequest
 
 __all__ = [
     "CREDITS_PER_IMAGE",
+    "DEFAULT_PAGE",
     "MAX_BODY_BYTES",
+    "MAX_IDEMPOTENCY_KEY_CHARACTERS",
+    "MAX_PAGE",
     "MAX_PROMPT_CHARACTERS",
     "PNG_MIME_TYPE",
     "AcceptedResponse",
     "AspectRatio",
     "CreditsResponse",
+    "ErrorResponse",
+    "FailureResponse",
     "GenerateRequest",
     "GenerateResponse",
     "GenerationResponse",
     "HistoryRequest",
     "HistoryResponse",
+    "InsufficientCreditsResponse",
     "parse_generate_request",
     "parse_history_request",
+    "parse_idempotency_key",
 ]
 
 CREDITS_PER_IMAGE: Literal[5] = 5
 PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 4_000
+MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 DEFAULT_PAGE = 20
 MAX_PAGE = 100
 
@@ -71,44 +79,68 @@ class GenerateRequest(_WireModel):
     prompt: str = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
-        description="Text description of the image to generate",
+        description="What the picture shows, in words",
+        # A blank prompt is refused like an empty one.
+        json_schema_extra={"pattern": r"\S"},
     )
     aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
-        default=AspectRatio.SQUARE, description="Width to height of the image"
+        default=AspectRatio.SQUARE, description="Width to height of the picture"
     )
 
 
 class GenerateResponse(_WireModel):
     """The body of a 200: exactly these four fields."""
 
-    imageUrl: str = Field(description="Public URL of the image")  # noqa: N815 - the wire's name
-    mimeType: Literal["image/png"] = PNG_MIME_TYPE  # noqa: N815 - the wire's name
-    creditsCharged: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
-    durationMs: int = Field(ge=0, description="Milliseconds it took")  # noqa: N815 - the wire's name
+    imageUrl: str = Field(description="Where the PNG is, for everybody who knows it")  # noqa: N815 - the wire's name
+    mimeType: Literal["image/png"] = Field(  # noqa: N815 - the wire's name
+        default=PNG_MIME_TYPE, description="What the URL gives"
+    )
+    creditsCharged: Literal[5] = Field(  # noqa: N815 - the wire's name
+        default=CREDITS_PER_IMAGE, description="What the image cost"
+    )
+    durationMs: int = Field(  # noqa: N815 - the wire's name
+        ge=0, description="Milliseconds that drawing, encoding and storing took"
+    )
 
 
 class AcceptedResponse(_WireModel):
     """The body of a 202: the image will be under the URL."""
 
     id: str = Field(description="Identity of the generation")
-    status: Literal["reserved"] = "reserved"
+    status: Literal["reserved"] = Field(default="reserved", description="Paid, and not made yet")
     imageUrl: str = Field(description="Public URL that the image will have")  # noqa: N815 - as above
-    creditsCharged: Literal[5] = CREDITS_PER_IMAGE  # noqa: N815 - the wire's name
+    creditsCharged: Literal[5] = Field(  # noqa: N815 - the wire's name
+        default=CREDITS_PER_IMAGE, description="What the image costs; refunded if none comes of it"
+    )
 
 
 class GenerationResponse(_WireModel):
     """The body of ``GET /api/v1/generations/{id}``: fields that don't apply are left out."""
 
     id: str = Field(description="Identity of the generation")
-    status: Literal["reserved", "settled", "refunded"]
-    createdAt: str = Field(description="ISO 8601, UTC")  # noqa: N815 - the wire's name
-    prompt: str
-    aspectRatio: str  # noqa: N815 - the wire's name
-    imageUrl: str | None = None  # noqa: N815 - the wire's name
-    creditsCharged: Literal[5] | None = None  # noqa: N815 - the wire's name
-    durationMs: int | None = None  # noqa: N815 - the wire's name
-    message: str | None = Field(default=None, description="Why it failed")
-    creditsRefunded: Literal[5] | None = None  # noqa: N815 - the wire's name
+    status: Literal["reserved", "settled", "refunded"] = Field(
+        description="`reserved` at first, then `settled` or `refunded` for good"
+    )
+    createdAt: str = Field(  # noqa: N815 - the wire's name
+        description="When it was asked for: ISO 8601, UTC"
+    )
+    prompt: str = Field(description="What was asked for")
+    aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
+        description="The shape that was asked for"
+    )
+    imageUrl: str | None = Field(  # noqa: N815 - the wire's name
+        default=None, description="When settled: where the PNG is"
+    )
+    creditsCharged: Literal[5] | None = Field(  # noqa: N815 - the wire's name
+        default=None, description="When settled: what it cost"
+    )
+    durationMs: int | None = Field(  # noqa: N815 - the wire's name
+        default=None, description="When settled: milliseconds that drawing and storing took"
+    )
+    message: str | None = Field(default=None, description="When refunded: why, in public words")
+    creditsRefunded: Literal[5] | None = Field(  # noqa: N815 - the wire's name
+        default=None, description="When refunded: what came back"
+    )
 
 
 class HistoryResponse(_WireModel):
@@ -118,6 +150,28 @@ class HistoryResponse(_WireModel):
     nextCursor: str | None = Field(  # noqa: N815 - the wire's name
         default=None, description="Where the next page begins; null on the last"
     )
+
+
+class ErrorResponse(_WireModel):
+    """The body of most refusals."""
+
+    error: str = Field(description="One sentence; the header X-Error-Code is for programs")
+
+
+class InsufficientCreditsResponse(_WireModel):
+    """The body of a 402: exactly these three fields."""
+
+    error: Literal["Insufficient credits"]
+    creditsRequired: Literal[5]  # noqa: N815 - the wire's name
+    creditsRemaining: int = Field(ge=0, lt=5)  # noqa: N815 - the wire's name
+
+
+class FailureResponse(_WireModel):
+    """The body of a 500: nothing was charged, or it was refunded."""
+
+    error: Literal["Failed to generate image"]
+    message: str = Field(description="Why, out of a closed list")
+    hint: str | None = Field(default=None, description="What to do about it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +208,24 @@ def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
         raise InvalidRequest("invalid_limit", sentence)
     cursor = parameters.get("cursor")
     return HistoryRequest(int(limit), None if cursor is None else _before_ms(cursor))
+
+
+def parse_idempotency_key(key: str | None) -> str | None:
+    """The value of the header ``Idempotency-Key``, if there is one.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or holds more than printable ASCII.
+    """
+    if key is None:
+        return None
+    fits = 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARACTERS
+    if not (fits and key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            "invalid_idempotency_key",
+            "The Idempotency-Key header must be 1 to "
+            f"{MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters",
+        )
+    return key
 
 
 def _before_ms(cursor: str) -> int:

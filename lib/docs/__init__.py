@@ -1,0 +1,199 @@
+"""The docs page: one file with the playground in it, and nothing that comes from elsewhere.
+
+Its tables are made from the OpenAPI document, so they say what the service does. Its script and its
+styles are inline, and the content security policy names them by their hashes: nothing else runs.
+"""
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lib.contract import openapi
+from lib.models import CREDITS_PER_IMAGE, MAX_PROMPT_CHARACTERS, AspectRatio
+
+__all__ = ["headers", "page"]
+
+_HERE = Path(__file__).parent
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_RATIO_PX = 48
+_GENERATE = ("/api/v1/models/gemini/generate", "post")
+
+_GOOD_FOR: Mapping[AspectRatio, str] = {
+    AspectRatio.SQUARE: "avatars, album covers, product tiles",
+    AspectRatio.PORTRAIT_2_3: "posters, book covers",
+    AspectRatio.LANDSCAPE_3_2: "35 mm prints, article headers",
+    AspectRatio.PORTRAIT_3_4: "catalogue pages, tablets held upright",
+    AspectRatio.LANDSCAPE_4_3: "illustrations in documents, projectors",
+    AspectRatio.PORTRAIT_4_5: "tall posts in a feed",
+    AspectRatio.LANDSCAPE_5_4: "framed prints of 10 by 8 inches",
+    AspectRatio.PORTRAIT_9_16: "phones held upright, covers of short videos",
+    AspectRatio.LANDSCAPE_16_9: "slides, monitors, stills for video",
+    AspectRatio.ULTRA_WIDE_21_9: "page banners, panoramas",
+}
+
+
+def page(origin: str) -> str:
+    """The page as HTML, with examples for the service at ``origin``, such as https://host."""
+    return _page().replace("{{origin}}", html.escape(origin))
+
+
+def headers(image_base_url: str) -> dict[str, str]:
+    """The headers that the page is sent with; images may come from ``image_base_url`` too."""
+    images = re.sub(r"^(https?://[^/]+).*", r"\1", image_base_url)
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash_of("page.js"),
+        "style-src": _hash_of("page.css"),
+        "img-src": f"'self' data: {images}",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "Cache-Control": "public, max-age=300",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+@cache
+def _page() -> str:
+    document = openapi("{{origin}}")
+    schemas = document["components"]["schemas"]
+    path, method = _GENERATE
+    responses = document["paths"][path][method]["responses"]
+    filling = {
+        "style": _asset("page.css"),
+        "script": _asset("page.js"),
+        "price": str(CREDITS_PER_IMAGE),
+        "prompt_limit": str(MAX_PROMPT_CHARACTERS),
+        "request_rows": _request_rows(schemas["GenerateRequest"]),
+        "response_rows": _field_rows(schemas["GenerateResponse"]),
+        "accepted_rows": _field_rows(schemas["AcceptedResponse"]),
+        "generation_rows": _field_rows(schemas["GenerationResponse"]),
+        "parameter_rows": _parameter_rows(document["paths"][path][method]["parameters"]),
+        "route_rows": _route_rows(document["paths"]),
+        "error_rows": _error_rows(responses),
+        "ratio_choices": "".join(_ratio_choice(ratio) for ratio in AspectRatio),
+        "ratio_cards": "".join(_ratio_card(ratio) for ratio in AspectRatio),
+        "origin": "{{origin}}",
+    }
+    return _PLACE.sub(lambda place: filling[place[1]], _asset("page.html"))
+
+
+@cache
+def _asset(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+@cache
+def _hash_of(name: str) -> str:
+    digest = hashlib.sha256(_asset(name).encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _row(*cells: str) -> str:
+    first, *others = cells
+    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{each}</td>" for each in others)}</tr>'
+
+
+def _code(text: object) -> str:
+    return f"<code>{html.escape(str(text))}</code>"
+
+
+def _prose(text: str) -> str:
+    """Text with what stands in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _request_rows(schema: Mapping[str, Any]) -> str:
+    return "".join(
+        _row(
+            _code(name),
+            html.escape(_type_of(field)),
+            "required" if name in schema["required"] else f"default {_code(field['default'])}",
+            _prose(field["description"]),
+        )
+        for name, field in schema["properties"].items()
+    )
+
+
+def _field_rows(schema: Mapping[str, Any]) -> str:
+    return "".join(
+        _row(_code(name), html.escape(_type_of(field)), _prose(field["description"]))
+        for name, field in schema["properties"].items()
+    )
+
+
+def _type_of(field: Mapping[str, Any]) -> str:
+    if "const" in field:
+        return f"always {field['const']}"
+    if "anyOf" in field:
+        kinds: Sequence[Mapping[str, Any]] = field["anyOf"]
+        return " or ".join(_type_of(kind) for kind in kinds if kind.get("type") != "null")
+    if "$ref" in field:
+        return "one of ten"
+    return "number" if field["type"] == "integer" else str(field["type"])
+
+
+def _parameter_rows(parameters: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(
+        _row(_code(each["name"]), _code(each["example"]), _prose(each["description"]))
+        for each in parameters
+    )
+
+
+def _route_rows(paths: Mapping[str, Mapping[str, Any]]) -> str:
+    return "".join(
+        _row(_code(f"{method.upper()} {path}"), html.escape(operation["summary"]))
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    )
+
+
+def _error_rows(responses: Mapping[str, Any]) -> str:
+    rows = []
+    for status, response in responses.items():
+        if int(status) < 400:  # noqa: PLR2004 - the first of HTTP's errors
+            continue
+        for code, example in response["content"]["application/json"]["examples"].items():
+            body = example["value"]
+            rows.append(_row(status, _code(code), html.escape(body.get("message", body["error"]))))
+    return "".join(rows)
+
+
+def _drawing(ratio: AspectRatio) -> str:
+    """The ratio as a rectangle; all ten have the same scale."""
+    longest = max(ratio.width_over_height, 1 / ratio.width_over_height)
+    width = _RATIO_PX if ratio.width_over_height >= 1 else _RATIO_PX / longest
+    height = _RATIO_PX if ratio.width_over_height <= 1 else _RATIO_PX / longest
+    x, y = (_RATIO_PX - width) / 2 + 1, (_RATIO_PX - height) / 2 + 1
+    side = _RATIO_PX + 2
+    return (
+        f'<svg class="shape" viewBox="0 0 {side} {side}" width="{side}" height="{side}"'
+        f' aria-hidden="true"><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}"'
+        f' height="{height:.1f}" rx="3"/></svg>'
+    )
+
+
+def _ratio_choice(ratio: AspectRatio) -> str:
+    checked = " checked" if ratio is AspectRatio.SQUARE else ""
+    return (
+        f'<label class="ratio"><input type="radio" name="ratio" value="{ratio.value}"{checked}>'
+        f"{_drawing(ratio)}<span>{ratio.value}</span></label>"
+    )
+
+
+def _ratio_card(ratio: AspectRatio) -> str:
+    return (
+        f"<li>{_drawing(ratio)}<div><strong>{ratio.value}</strong>"
+        f"<span>{html.escape(_GOOD_FOR[ratio])}</span></div></li>"
+    )
