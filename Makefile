@@ -25,12 +25,15 @@ endef
 help:
 	@sed -n 's/^# //p' Makefile | head -6
 
-$(INSTALLED): infra/requirements/dev.txt
+# The project itself is installed too, as it lies here: that makes $(BIN)/gemini-generate.
+$(INSTALLED): infra/requirements/dev.txt pyproject.toml
 	@$(call python_is_new_enough,$(PYTHON))
 	@echo "Installing into $(VENV) (once; about a minute) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes \
 	  --requirement infra/requirements/dev.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-index \
+	  --no-build-isolation --editable .
 	@touch $@
 
 run: $(INSTALLED)
@@ -74,7 +77,7 @@ LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-h
 lock:
 	cd infra/requirements && for name in runtime dev verify; do \
 	  $(LOCK) --constraint runtime.in $$name.in -o $$name.txt; done
-	cd infra/requirements && for name in sam checkov; do $(LOCK) $$name.in -o $$name.txt; done
+	cd infra/requirements && for name in sam checkov schemathesis; do $(LOCK) $$name.in -o $$name.txt; done
 
 clean:
 	rm -rf $(VENV) .local .build .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,7 @@
 
 grants = credits + the price of every reserved and settled generation, at every instant
 credits never go below 0
-a generation ends settled or refunded, within three minutes
+a generation ends settled or refunded, two minutes after its lease at the latest
 an idempotency key has at most one settled generation in its 24 hours
 """
 

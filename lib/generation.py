@@ -146,6 +146,9 @@ class Generations:
         if generation is None:
             observation.count("JobsAlreadyEnded")
             return
+        observation.info(
+            "job taken", organisation=generation.organisation, generation=generation.id
+        )
         with contextlib.suppress(GenerationFailed):
             self.fulfil(generation, deadline, observation)
 

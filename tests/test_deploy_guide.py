@@ -1,10 +1,11 @@
 """The deploy guide is true: names are the template's, commands are valid, sums and counts are made.
 
+So is the operations guide, as far as it has any of these.
+
 Prices and quotas of others can't be checked here; what is computed from them is.
 """
 
 import ast
-import json
 import math
 import re
 import shlex
@@ -21,15 +22,24 @@ from botocore.model import OperationModel, Shape, StringShape
 
 from handlers.generate import ANSWER_TAKES_S
 from handlers.reconcile import HOLDS_IN_PARALLEL, LAST_HOLDS_TAKE_S
+from handlers.worker import ANSWER_TAKES_S as WORKERS_ANSWER_TAKES_S
 from infra.cli import main as operator_command
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib import errors
 from lib.api_keys import CACHE_S
-from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S
+from lib.audit import REFUNDED_WITHIN_S
+from lib.deadline import (
+    AFTER_MODEL_S,
+    FUNCTION_TIMEOUT_S,
+    JOB_WAITS_S,
+    LEASE_S,
+    WORKER_LEASE_S,
+    WORKER_TIMEOUT_S,
+)
 from lib.errors import ContentRejected
 from lib.ledger import RESERVE_WITHIN_S
-from lib.ledger_rows import DEFAULT_RATE_LIMIT, HOLD_SHARDS, account_key
+from lib.ledger_rows import DEFAULT_RATE_LIMIT, HOLD_SHARDS
 from lib.models import CREDITS_PER_IMAGE, MAX_PROMPT_CHARACTERS
 from lib.settings import DEFAULT_MODEL
 from tests.engines import Engine
@@ -37,6 +47,7 @@ from tests.world import World
 
 PATH = PROJECT_ROOT / "infra" / "DEPLOY.md"
 GUIDE = PATH.read_text(encoding="utf-8")
+OPERATIONS = (PATH.parent / "OPERATIONS.md").read_text(encoding="utf-8")
 TEMPLATE = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 RESOURCES: Mapping[str, Any] = TEMPLATE["Resources"]
 PARAMETERS: Mapping[str, Any] = TEMPLATE["Parameters"]
@@ -56,8 +67,8 @@ class Block:
     text: str
 
 
-def fenced_blocks() -> list[Block]:
-    found = re.findall(r"^( *)```(\w+)\n(.*?)^\1```$", GUIDE, re.MULTILINE | re.DOTALL)
+def fenced_blocks(document: str = GUIDE) -> list[Block]:
+    found = re.findall(r"^( *)```(\w+)\n(.*?)^\1```$", document, re.MULTILINE | re.DOTALL)
     return [
         Block(kind, re.sub(f"^{margin}", "", text, flags=re.MULTILINE))
         for margin, kind, text in found
@@ -73,17 +84,17 @@ def words() -> str:
     return " ".join(prose().split())
 
 
-def section(title: str) -> str:
+def section(title: str, document: str = GUIDE) -> str:
     """What stands under a heading, up to the next one."""
     (found,) = re.findall(
-        rf"^(#+) {re.escape(title)}\n(.*?)(?=^#|\Z)", GUIDE, re.MULTILINE | re.DOTALL
+        rf"^(#+) {re.escape(title)}\n(.*?)(?=^#|\Z)", document, re.MULTILINE | re.DOTALL
     )
     return str(found[1])
 
 
-def tables_in(title: str) -> list[list[list[str]]]:
+def tables_in(title: str, document: str = GUIDE) -> list[list[list[str]]]:
     """The tables of a section as rows of cells; the heading is the first row."""
-    found = re.findall(r"(?:^\|.*\n)+", section(title), re.MULTILINE)
+    found = re.findall(r"(?:^\|.*\n)+", section(title, document), re.MULTILINE)
     return [[_cells(line) for line in _without_rule(table.splitlines())] for table in found]
 
 
@@ -120,10 +131,10 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Every command of the guide, those inside ``$(...)`` too."""
+    """Every command of both guides, those inside ``$(...)`` too."""
     lines = [
         line.strip()
-        for block in fenced_blocks()
+        for block in [*fenced_blocks(), *fenced_blocks(OPERATIONS)]
         if block.language == "sh"
         for line in block.text.replace("\\\n", " ").splitlines()
     ]
@@ -258,7 +269,8 @@ def test_every_url_that_curl_asks_is_a_route() -> None:
         for each in commands_of("curl")
     }
 
-    assert {url.removeprefix("$(output ApiUrl)") for url in asked} == routes
+    assert asked
+    assert {url.removeprefix("$(output ApiUrl)") for url in asked} <= routes
 
 
 def test_every_make_target_exists() -> None:
@@ -354,16 +366,22 @@ def table_properties() -> Mapping[str, Any]:
     return properties
 
 
-def test_what_it_links_to_is_there() -> None:
-    links = re.findall(r"\]\(([^)]+)\)", GUIDE)
-    headings = {
-        "#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", GUIDE, re.MULTILINE)
-    }
+@pytest.mark.parametrize("document", [GUIDE, OPERATIONS], ids=["deploying", "operating"])
+def test_what_it_links_to_is_there(document: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", document)
 
     assert links
     for link in links:
-        assert link in headings or (PATH.parent / link).exists(), link
+        name, _, anchor = link.partition("#")
+        text = (PATH.parent / name).read_text(encoding="utf-8") if name else document
+        assert not anchor or anchor in anchors(text), link
+
+
+def anchors(document: str) -> set[str]:
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", document, re.MULTILINE)
+    }
 
 
 # The restore
@@ -399,22 +417,67 @@ def fill(name: str, rows: Sequence[dict[str, Any]]) -> None:
             writer.put_item(Item=each)
 
 
-def test_the_rate_limit_is_raised_by_the_command(moto_engine: Engine) -> None:
-    (command,) = commands_of("aws", "dynamodb", "update-item")
-    options = command.options
-    with World(moto_engine, rate_limit=1) as world:
-        key = json.loads(options["--key"])
-        assert key == account_key("acme")
-        moto_engine.dynamodb.update_item(
-            TableName=world.table,
-            Key=account_key(world.organisation),
-            ConditionExpression=options["--condition-expression"],
-            UpdateExpression=options["--update-expression"],
-            ExpressionAttributeValues=json.loads(options["--expression-attribute-values"]),
-        )
+def test_the_rate_limit_is_raised_by_the_command(
+    moto_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (command,) = (each for each in commands_of(*OPERATOR) if each.words[3:5] == ["org", "limit"])
+    with (
+        EmbeddedAws() as aws,
+        World(replace(moto_engine, dynamodb=aws.client("dynamodb")), rate_limit=1) as world,
+    ):
+        for name, value in aws.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CREDITS_TABLE", world.table)
+        monkeypatch.setenv("ORG_SECRET_PREFIX", "any/")
+
+        words = [world.organisation if word == "acme" else word for word in command.words]
+        assert operator_command(words[len(OPERATOR) :]) == 0
 
         process = world.process()
         assert [type(world.request(process)).__name__ for _ in range(3)] == ["Finished"] * 3
+
+
+# Operating
+
+
+def test_every_alarm_says_what_it_means_and_what_to_do() -> None:
+    (rows,) = tables_in("The alarms", OPERATIONS)
+
+    alarms = {name for name, each in RESOURCES.items() if each["Type"].endswith(":Alarm")}
+    assert {row[0] for row in rows[1:]} == alarms
+    assert len(rows[1:]) == len(alarms)
+    assert all(meaning and deed for _, meaning, deed in rows[1:])
+
+
+def test_the_metrics_that_operators_are_pointed_to_are_counted() -> None:
+    named = set(re.findall(r"metric `(\w+)`", OPERATIONS))
+
+    assert named
+    assert named <= metric_names()
+
+
+def test_the_times_of_a_reservation_are_the_codes() -> None:
+    queue = Template.from_file().queue("JobsQueue")
+    title = "When the image was accepted to be made later"
+    rows = {row[0]: " ".join(row[1:]) for row in tables_in(title, OPERATIONS)[0]}
+    text = " ".join(section("How long it takes", OPERATIONS).split())
+    leases_s = JOB_WAITS_S + (queue.receives or 0) * WORKER_LEASE_S
+
+    assert f"{LEASE_S} s" in rows["killed between the reservation and the queue"]
+    assert f"{JOB_WAITS_S} s" in rows[f"no worker takes it within {JOB_WAITS_S // 60} minutes"]
+    assert f"again {WORKER_LEASE_S} s" in rows["the model fails, or the image can't be stored"]
+    assert f"after {queue.visibility_timeout_s} s" in rows["a worker is killed"]
+    assert f"over for {WORKER_LEASE_S} s" in rows["a worker is killed"]
+    assert f"({LEASE_S} s), and" in text
+    assert f"the same {LEASE_S} s until it is queued, {JOB_WAITS_S} s from then" in text
+    assert (
+        f"{WORKER_LEASE_S} s from each time that one does, at most {queue.receives} times" in text
+    )
+    assert f"after {math.ceil(leases_s / 60)} minutes of leases" in text
+    assert f"{REFUNDED_WITHIN_S // 60} minutes is the promise" in text
+    assert REFUNDED_WITHIN_S - LEASE_S <= 2 * 60 + 1, (
+        "refunded within two minutes of its lease's end"
+    )
 
 
 # What DynamoDB bills
@@ -498,7 +561,9 @@ def _bytes_of(row: Mapping[str, Any]) -> int:
 
 def _value_bytes(value: Mapping[str, str]) -> int:
     ((kind, text),) = value.items()
-    assert kind in {"S", "N"}
+    assert kind in {"S", "N", "BOOL"}
+    if kind == "BOOL":
+        return 1
     return len(text.encode()) if kind == "S" else math.ceil(len(text) / 2) + 1
 
 
@@ -517,7 +582,12 @@ class Bill:
 
 
 def bill_of(
-    engine: Engine, prompt: str = "x" * 200, key: str | None = None, *, fails: bool = False
+    engine: Engine,
+    prompt: str = "x" * 200,
+    key: str | None = None,
+    *,
+    fails: bool = False,
+    asynchronous: bool = False,
 ) -> Bill:
     meter = Meter(engine.dynamodb)
     with World(replace(engine, dynamodb=cast("Any", meter))) as world:
@@ -525,8 +595,12 @@ def bill_of(
         process = world.process(failure=ContentRejected() if fails else None)
         with world.observe() as observation:
             try:
-                order = world.order(key, prompt)
-                process.generations.generate(order, world.deadline(), observation)
+                order = world.order(key, prompt, asynchronous=asynchronous)
+                if asynchronous:
+                    process.generations.accept(order, world.deadline(), observation)
+                    world.deliver(process)
+                else:
+                    process.generations.generate(order, world.deadline(), observation)
             except ContentRejected:
                 assert fails
         units, index_units, reads = list(meter.units), meter.index_units, meter.reads
@@ -541,27 +615,47 @@ def test_the_write_units_are_those_of_the_services_own_calls(moto_engine: Engine
         bill_of(moto_engine, key="order-1042"),
         bill_of(moto_engine, prompt="x" * MAX_PROMPT_CHARACTERS),
         bill_of(moto_engine, fails=True),
+        bill_of(moto_engine, asynchronous=True),
     ]
 
     documented = [[int(cell) for cell in cells[1:] if cell] for cells in rows[1:]]
     assert documented == [[*bill.units, sum(bill.units)] for bill in bills]
-    assert [bill.reads for bill in bills] == [0, 0, 0, 0]
+    assert {bill.reads for bill in bills} == {0}
     assert bills[0].row_bytes < 1000, "the line of the history counts 1 KB an image"
-    assert line("AWS, per 1,000 images", "DynamoDB, write")[1] == f"{1000 * sum(bills[0].units):,}"
+    of_an_image, of_an_accepted_one = sum(bills[0].units), sum(bills[-1].units)
+    written = line("AWS, per 1,000 images", "DynamoDB, write request units")
+    more = line("AWS, per 1,000 images", "DynamoDB, write request units more")
+    assert written[1] == f"{1000 * of_an_image:,}"
+    assert more[1] == f"{1000 * (of_an_accepted_one - of_an_image):,}"
+    assert f"An accepted image writes {bills[-1].index_units}: its" in words()
 
 
-def test_the_log_line_holds_what_a_success_writes(
+def test_the_log_lines_hold_what_a_success_writes(
     moto_engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with World(moto_engine) as world:
-        capfd.readouterr()
-        world.request(world.process())
-    written = capfd.readouterr()
-    of_lambda_and_the_gateway = 1000
+    of_an_invocation, of_the_gateway = 500, 500
+    counted, counted_more = (
+        amount(cells[1]) * 1_000_000
+        for table in tables_in("AWS, per 1,000 images")
+        for cells in table
+        if cells[0].startswith("CloudWatch Logs")
+    )
 
-    counted = amount(line("AWS, per 1,000 images", "CloudWatch Logs")[1]) * 1_000_000
-    ours = len((written.out + written.err).encode())
-    assert 0 < ours + of_lambda_and_the_gateway <= counted
+    def written() -> int:
+        captured = capfd.readouterr()
+        return len((captured.out + captured.err).encode())
+
+    with World(moto_engine) as world:
+        written()
+        world.request(world.process())
+        of_a_request = written()
+        world.accept(world.process())
+        world.deliver()
+        of_an_accepted_one = written()
+
+    around = of_an_invocation + of_the_gateway
+    assert 0 < of_a_request + around <= counted
+    assert 0 < of_an_accepted_one + around + of_an_invocation <= counted + counted_more
 
 
 def test_the_metrics_and_alarms_that_are_billed_are_those_that_exist() -> None:
@@ -623,10 +717,10 @@ def cost_tables(*titles: str) -> Iterator[list[list[str]]]:
 
 
 def line(title: str, start: str) -> list[str]:
-    (found,) = (
+    """The first line of a section's tables that begins so."""
+    return next(
         cells for table in tables_in(title) for cells in table if cells[0].startswith(start)
     )
-    return found
 
 
 def rounded(value: Decimal, like: str) -> Decimal:
@@ -635,7 +729,7 @@ def rounded(value: Decimal, like: str) -> Decimal:
 
 def test_every_cost_is_units_times_price_and_every_sum_is_the_sum() -> None:
     tables = list(cost_tables(*COST_SECTIONS))
-    assert len(tables) == len(("AWS", "S3", "R2", "month"))
+    assert len(tables) == len(("AWS", "asynchronous", "S3", "R2", "month"))
 
     for _, *lines, total in tables:
         for name, units, price, unit, cost, source in lines:
@@ -645,8 +739,19 @@ def test_every_cost_is_units_times_price_and_every_sum_is_the_sum() -> None:
         assert amount(total[4]) == sum(amount(cells[4]) for cells in lines)
 
 
+def test_the_cost_of_asking_for_a_status_is_that_of_its_parts() -> None:
+    everywhere = ("Lambda, requests", "API Gateway", "Secrets Manager", "X-Ray")
+    of_a_request = sum(amount(line(COST_SECTIONS[0], each)[4]) for each in everywhere)
+    gb_s = amount(line(COST_SECTIONS[0], "Lambda, GB-seconds")[2]) * 1000 * Decimal("0.05") / 2
+    reads = amount(line(COST_SECTIONS[1], "reconciler, read request units")[2]) / 1000
+
+    (account,) = (each for each in Template.from_file().functions() if "Account" in each.name)
+    assert account.memory_mb == 1024 / 2
+    assert f"at most {rounded(of_a_request + gb_s + reads, '0.001')} per 1,000" in words()
+
+
 def test_the_cost_all_in_adds_up() -> None:
-    aws, s3, r2 = (amount(table[-1][4]) for table in cost_tables(COST_SECTIONS[0]))
+    aws, _, s3, r2 = (amount(table[-1][4]) for table in cost_tables(COST_SECTIONS[0]))
     model = amount(line("The model", DEFAULT_MODEL)[3])
     (rows,) = [table for table in tables_in(COST_SECTIONS[0]) if table[0][0].startswith("all in")]
 
@@ -665,11 +770,13 @@ def test_the_models_prices_follow_from_the_price_of_an_image() -> None:
         assert rounded(amount(image) / CREDITS_PER_IMAGE, credit) == amount(credit), name
     assert rows[1][0] == DEFAULT_MODEL
     left_for_the_model_s = FUNCTION_TIMEOUT_S - ANSWER_TAKES_S - AFTER_MODEL_S
-    assert f"the {left_for_the_model_s:g} s that it" in words()
+    assert f"the {left_for_the_model_s:g} s that it gets of a request" in words()
+    left_by_the_worker_s = WORKER_TIMEOUT_S - WORKERS_ANSWER_TAKES_S - AFTER_MODEL_S
+    assert f"the {left_by_the_worker_s:g} s that it gets of a worker" in words()
 
 
 def test_r2_pays_from_the_number_of_downloads_that_is_stated() -> None:
-    _, s3, r2 = (table[1:-1] for table in cost_tables(COST_SECTIONS[0]))
+    _, _, s3, r2 = (table[1:-1] for table in cost_tables(COST_SECTIONS[0]))
     downloads = 3
 
     def split(rows: Sequence[Sequence[str]], *of_a_download: str) -> tuple[Decimal, Decimal]:
@@ -706,11 +813,19 @@ def test_what_a_rate_takes_is_arithmetic(moto_engine: Engine) -> None:
     assert rows[0][-1] == f"{peak:.1f}"
     for factor, cells in zip(factors, rows[1:], strict=True):
         assert [amount(cell) for cell in cells[1:]] == [math.ceil(rate * factor) for rate in rates]
+    workers = math.ceil(peak * BUSY_S)
+    assert (
+        first_figure(
+            section("What bites first, and what to raise").split("`WorkerConcurrency` to")[1]
+        )
+        >= workers
+    )
     thresholds = [cells[0] for cells in tables_in("What bites first, and what to raise")[0][1:]]
     assert [first_figure(each) for each in thresholds] == [
         DEFAULT_RATE_LIMIT / 60,
         floor_to_tenth(10 / BUSY_S),
         floor_to_tenth(500 / 60),
+        floor_to_tenth(PARAMETERS["WorkerConcurrency"]["Default"] / BUSY_S),
         float(PARAMETERS["ThrottleRate"]["Default"]),
         math.floor(1000 / BUSY_S),
         1000 / table_units,
@@ -740,6 +855,7 @@ def test_the_times_it_speaks_of_are_the_codes() -> None:
 
     assert f"dead within {CACHE_S:.0f} seconds" in text
     assert f"organisation's keys for {CACHE_S:.0f} s" in text
+    assert f"longer than {JOB_WAITS_S // 60} minutes is refunded" in text
     assert f"tried again for up to {RESERVE_WITHIN_S:.0f} seconds" in text
     assert f"The function stops at {FUNCTION_TIMEOUT_S} s" in text
     assert f"the model {AFTER_MODEL_S + ANSWER_TAKES_S:g} s before" in text

