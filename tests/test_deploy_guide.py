@@ -824,8 +824,8 @@ def test_what_a_rate_takes_is_arithmetic(moto_engine: Engine) -> None:
     assert [first_figure(each) for each in thresholds] == [
         DEFAULT_RATE_LIMIT / 60,
         floor_to_tenth(10 / BUSY_S),
-        floor_to_tenth(500 / 60),
         floor_to_tenth(PARAMETERS["WorkerConcurrency"]["Default"] / BUSY_S),
+        floor_to_tenth(500 / 60),
         float(PARAMETERS["ThrottleRate"]["Default"]),
         math.floor(1000 / BUSY_S),
         1000 / table_units,
