@@ -21,7 +21,6 @@ from lib.ledger import Ledger
 from lib.ledger_rows import Generation, Status
 from lib.models import (
     CREDITS_PER_IMAGE,
-    AspectRatio,
     CreditsResponse,
     GenerationResponse,
     HistoryResponse,
@@ -142,7 +141,7 @@ def _shown(rooms: Service, generation: Generation) -> GenerationResponse:
         status=generation.status.value,
         createdAt=created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         prompt=generation.prompt,
-        aspectRatio=AspectRatio(generation.aspect_ratio),
+        aspectRatio=generation.aspect_ratio,
     )
     ending: dict[str, object] = {}
     if generation.status is Status.SETTLED:

@@ -1,5 +1,6 @@
 """``POST /api/v1/models/gemini/generate``: authenticate, validate, generate or accept, answer."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ __all__ = ["Service", "handler", "service"]
 
 ANSWER_TAKES_S = 0.5
 RESPOND_ASYNC = "respond-async"
+# What stands between commas, and between semicolons, that are not in a quoted string.
+_PREFERENCE = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*")+')
+_PARAMETER = re.compile(r'(?:[^";]|"(?:[^"\\]|\\.)*")+')
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,12 @@ def _order(rooms: Service, event: Event) -> Order:
 
 def _prefers_async(event: Event) -> bool:
     """Whether a preference of RFC 7240 asks not to wait; others, and parameters, are ignored."""
-    preferences = (header(event, "prefer") or "").split(",")
-    return any(each.partition(";")[0].strip().lower() == RESPOND_ASYNC for each in preferences)
+    for preference in _PREFERENCE.findall(header(event, "prefer") or ""):
+        name, _, value = _PARAMETER.findall(preference)[0].partition("=")
+        # An empty value is the same as none.
+        if name.strip().lower() == RESPOND_ASYNC and value.strip() in ("", '""'):
+            return True
+    return False
 
 
 def _rehearse() -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "FUNCTION_TIMEOUT_S",
     "JOB_WAITS_S",
     "LEASE_S",
+    "VISIBILITY_TIMEOUT_S",
     "WORKER_LEASE_S",
     "WORKER_TIMEOUT_S",
     "Deadline",
@@ -26,10 +27,12 @@ AFTER_MODEL_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
 
 WORKER_TIMEOUT_S = 300
+VISIBILITY_TIMEOUT_S = WORKER_TIMEOUT_S + 30
 # Until the queue's next delivery, and a minute for the worker that gets it to take over the lease.
-WORKER_LEASE_S = WORKER_TIMEOUT_S + 30 + 60
-# A job that no worker has taken by then is refunded; its message finds that out when it comes.
-JOB_WAITS_S = 600
+WORKER_LEASE_S = VISIBILITY_TIMEOUT_S + 60
+# A job that no worker has taken by then is refunded; its message finds that out when it comes. It
+# is long enough for a third delivery after two workers that found no ledger.
+JOB_WAITS_S = 2 * VISIBILITY_TIMEOUT_S + 240
 
 
 class Deadline:

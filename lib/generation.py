@@ -39,6 +39,11 @@ from lib.table import LedgerUnreachable
 
 __all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
 
+# A worker that finds no ledger makes room for the next; the queue delivers the job again.
+FIRST_TAKE_WITHIN_S = 10.0
+# The customer waits for nothing but this any more.
+LAST_TAKE_WITHIN_S = 4.0
+
 
 class ImageModel(Protocol):
     """Whatever turns a prompt into the bytes of a picture."""
@@ -141,7 +146,10 @@ class Generations:
         """
         with observation.timed("LedgerMs"):
             generation = self._ledger.take(
-                job.organisation, job.created_ms, WORKER_LEASE_S, deadline
+                job.organisation,
+                job.created_ms,
+                WORKER_LEASE_S,
+                deadline.within(FIRST_TAKE_WITHIN_S),
             )
         if generation is None:
             observation.count("JobsAlreadyEnded")
@@ -186,7 +194,10 @@ class Generations:
         try:
             with observation.timed("LedgerMs"):
                 self._ledger.take(
-                    generation.organisation, generation.created_ms, JOB_WAITS_S, deadline
+                    generation.organisation,
+                    generation.created_ms,
+                    JOB_WAITS_S,
+                    deadline.within(LAST_TAKE_WITHIN_S),
                 )
         except LedgerUnreachable as fault:
             # The worker does the same when the job comes to it, which is mostly at once.

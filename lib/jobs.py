@@ -30,7 +30,7 @@ MAX_SENDS = 3
 REFUND_TAKES_S = 4.0
 MAX_MESSAGE_CHARACTERS = 1_000
 _ORGANISATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_CREATED_MS = re.compile(r"\d{13}")
+_CREATED_MS = re.compile(r"[0-9]{13}")
 
 
 class UnreadableJob(Exception):

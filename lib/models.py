@@ -125,9 +125,7 @@ class GenerationResponse(_WireModel):
         description="When it was asked for: ISO 8601, UTC"
     )
     prompt: str = Field(description="What was asked for")
-    aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
-        description="The shape that was asked for"
-    )
+    aspectRatio: str = Field(description="The shape that was asked for")  # noqa: N815 - as above
     imageUrl: str | None = Field(  # noqa: N815 - the wire's name
         default=None, description="When settled: where the PNG is"
     )

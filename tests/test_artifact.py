@@ -32,8 +32,7 @@ from lib.deadline import Deadline
 from lib.ledger import Ledger, Order
 from lib.ledger_rows import Generation
 from lib.table import Table
-from tests.stacks import ARCHITECTURE, artifact_stack
-from tests.test_contract import (
+from tests.customer import (
     CREDITS,
     MESSAGES,
     RATIOS,
@@ -42,6 +41,7 @@ from tests.test_contract import (
     fetch,
     picture_at,
 )
+from tests.stacks import ARCHITECTURE, artifact_stack
 from tests.test_gemini import self_signed_certificate
 
 pytestmark = pytest.mark.real

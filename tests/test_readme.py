@@ -405,7 +405,7 @@ def test_the_limits_are_the_code_s() -> None:
         assert value in section("Rate limit") or value in {"rate_limited", "30"}
 
 
-JOB_ENDS_WITHIN_M = 40
+JOB_ENDS_WITHIN_M = 45
 DELIVERIES = Template.from_file().queue("JobsQueue").receives or 0
 
 

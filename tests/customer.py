@@ -1,0 +1,389 @@
+"""A customer of the service, and what they see of it: requests over a socket, answers, pictures."""
+
+import base64
+import http.client
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+from infra.local.gemini_stand_in import Answer as ModelAnswer
+from infra.local.gemini_stand_in import Received
+from infra.local.stack import LocalStack
+from tests.stacks import new_stack
+
+__all__ = [
+    "BASE64",
+    "CREDITS",
+    "GENERATE",
+    "GENERATIONS",
+    "MESSAGES",
+    "RATIOS",
+    "SENTENCE",
+    "TEXT",
+    "Answer",
+    "Customer",
+    "Headers",
+    "T",
+    "assert_bad_request",
+    "assert_rate_limited",
+    "assert_replayed",
+    "assert_well_formed",
+    "event_of",
+    "fetch",
+    "invoke",
+    "model",
+    "model_says",
+    "picture_at",
+    "plain_picture",
+    "positive",
+    "prompt_of",
+    "prompts_sent",
+    "scripted_stack",
+    "until",
+    "within_one_minute",
+]
+
+GENERATE = "/api/v1/models/gemini/generate"
+CREDITS = "/api/v1/billing/credits"
+GENERATIONS = "/api/v1/generations"
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+TEXT, BASE64 = "application/json", "application/octet-stream"
+SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+SENTENCE = re.compile(r"[A-Z][\w '(),.:;/-]{9,200}")
+
+Headers = Mapping[str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end; header names in lower case."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: Headers | list[tuple[str, str]] | None = None,
+) -> Answer:
+    address = urlsplit(url)
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else headers or []
+    connection = http.client.HTTPConnection(address.netloc, timeout=40)
+    try:
+        connection.putrequest(method, url.partition(address.netloc)[2])
+        for name, value in pairs:
+            connection.putheader(name, value.encode("latin-1"))
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        received = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, received, response.read())
+    finally:
+        connection.close()
+
+
+class Customer:
+    """An organisation of its own, so that tests don't spend each other's credits."""
+
+    _numbers = count(1)
+
+    def __init__(self, stack: LocalStack, credits_: int = 100) -> None:
+        self.stack = stack
+        self.organisation = f"customer{next(self._numbers)}"
+        self.key = stack.open_account(self.organisation, credits_)
+
+    def generate(
+        self, prompt: str = "A fox", *, idempotency_key: str = "", **fields: object
+    ) -> Answer:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
+
+    def post(self, body: bytes, form: str = TEXT, headers: Headers | None = None) -> Answer:
+        all_headers = {"Authorization": f"Bearer {self.key}", "Content-Type": form} | (
+            dict(headers) if headers else {}
+        )
+        answer = fetch(self.stack.url + GENERATE, "POST", body, all_headers)
+        assert_well_formed(answer)
+        return answer
+
+    def accept(
+        self,
+        prompt: str = "A fox",
+        *,
+        idempotency_key: str = "",
+        prefer: str = "respond-async",
+        **fields: object,
+    ) -> Answer:
+        """Asks for a generation, and not to be kept waiting for it."""
+        headers = {"Prefer": prefer}
+        if idempotency_key:
+            headers["Idempotency-Key"] = idempotency_key
+        return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
+
+    def get(self, target: str) -> Answer:
+        """What this customer reads there."""
+        return fetch(self.stack.url + target, headers={"Authorization": f"Bearer {self.key}"})
+
+    def ending(self, accepted: Answer) -> Any:
+        """The accepted generation, once it is not reserved any more."""
+        read = until(
+            lambda: self.get(accepted.headers["location"]),
+            lambda answer: answer.json()["status"] != "reserved",
+        )
+        assert read.status == 200, read
+        return read.json()
+
+    def history(self) -> list[Any]:
+        """The customer's newest generations."""
+        found: list[Any] = self.get(GENERATIONS).json()["generations"]
+        return found
+
+    def invoke(self, body: object, *, is_base64: bool, headers: Headers | None = None) -> Answer:
+        """The answer to an event that no gateway on a socket would make."""
+        own = {"authorization": f"Bearer {self.key}", "content-type": TEXT}
+        event = event_of(body, is_base64=is_base64, headers=own | dict(headers or {}))
+        answer = invoke(self.stack, event)
+        assert_well_formed(answer)
+        return answer
+
+    def balance(self) -> int:
+        answer = self.get(CREDITS)
+        assert answer.json() == {"credits": answer.json()["credits"], "creditsPerImage": 5}
+        credits_: int = answer.json()["credits"]
+        return credits_
+
+    def stored(self) -> list[str]:
+        """The key of everything that was ever put, once for each time."""
+        prefix = f"generated/gemini/{self.organisation}/"
+        bucket = self.stack.aws.client("s3")
+        listing = bucket.list_object_versions(Bucket=self.stack.bucket, Prefix=prefix)
+        return [version["Key"] for version in listing.get("Versions", [])]
+
+    def change_row(self, sort_key: str, change: str, value: int) -> None:
+        """Changes a row of the table, where a test can't wait for time to do it."""
+        self.stack.aws.client("dynamodb").update_item(
+            TableName=self.stack.table,
+            Key={"pk": {"S": f"ORG#{self.organisation}"}, "sk": {"S": sort_key}},
+            UpdateExpression=change,
+            ConditionExpression="attribute_exists(pk)",
+            ExpressionAttributeValues={":value": {"N": str(value)}},
+        )
+
+    def leave(self) -> None:
+        """Removes the customer's rows: moto copies its whole table for every transaction."""
+        table = self.stack.aws.client("dynamodb")
+        rows = table.query(
+            TableName=self.stack.table,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": f"ORG#{self.organisation}"}},
+            ProjectionExpression="pk, sk",
+        )["Items"]
+        for start in range(0, len(rows), 25):
+            requests: list[Any] = [
+                {"DeleteRequest": {"Key": row}} for row in rows[start : start + 25]
+            ]
+            table.batch_write_item(RequestItems={self.stack.table: requests})
+
+
+def event_of(body: object, *, is_base64: bool, headers: Headers) -> dict[str, object]:
+    """API Gateway's event, payload format 2.0."""
+    return {
+        "version": "2.0",
+        "routeKey": f"POST {GENERATE}",
+        "rawPath": GENERATE,
+        "rawQueryString": "",
+        "headers": {"host": "api.example.com", "x-forwarded-proto": "https", **headers},
+        "requestContext": {
+            "accountId": "123456789012",
+            "apiId": "api",
+            "domainName": "api.example.com",
+            "domainPrefix": "api",
+            "http": {
+                "method": "POST",
+                "path": GENERATE,
+                "protocol": "HTTP/1.1",
+                "sourceIp": "192.0.2.1",
+                "userAgent": "test",
+            },
+            "requestId": "JKJaXmPLvHcESHA=",
+            "routeKey": f"POST {GENERATE}",
+            "stage": "$default",
+            "time": "22/Nov/2026:12:00:00 +0000",
+            "timeEpoch": 1795348800000,
+        },
+        "body": body,
+        "isBase64Encoded": is_base64,
+    }
+
+
+def invoke(stack: LocalStack, event: dict[str, object]) -> Answer:
+    result: Any = stack.invoke("GenerateFunction", event)
+    assert result.get("isBase64Encoded", False) is False
+    headers = {name.lower(): str(value) for name, value in result["headers"].items()}
+    return Answer(result["statusCode"], headers, result["body"].encode())
+
+
+def assert_well_formed(answer: Answer) -> None:
+    """What holds for every answer of the paid route."""
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.headers["x-request-id"].strip()
+    succeeded = answer.status in {200, 202}
+    assert ("location" in answer.headers) == (answer.status == 202), answer
+    assert ("preference-applied" in answer.headers) == (answer.status == 202), answer
+    charged = succeeded and "idempotent-replayed" not in answer.headers
+    assert answer.headers["x-credits-charged"] == ("5" if charged else "0"), answer
+    if succeeded:
+        assert "x-error-code" not in answer.headers
+    else:
+        assert SNAKE_CASE.fullmatch(answer.headers["x-error-code"]), answer
+
+
+def assert_bad_request(answer: Answer, *words: str) -> None:
+    """A 400 whose body is one sentence that contains ``words``, and nothing else."""
+    assert answer.status == 400, answer
+    assert set(answer.json()) == {"error"}
+    assert SENTENCE.fullmatch(answer.json()["error"]), answer
+    for word in words:
+        assert word in answer.json()["error"]
+
+
+def picture_at(url: str) -> Image.Image:
+    answer = fetch(url)
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    picture = Image.open(io.BytesIO(answer.body), formats=["PNG"])
+    picture.load()
+    return picture
+
+
+def positive(text: str) -> int:
+    """The value of a Retry-After that a client can use: whole seconds, at least one."""
+    assert re.fullmatch(r"[1-9]\d*", text), text
+    return int(text)
+
+
+@cache
+def plain_answer(ratio: str) -> ModelAnswer:
+    width, height = (int(side) for side in ratio.split(":"))
+    scale = 256 // max(width, height)
+    buffer = io.BytesIO()
+    Image.new("RGB", (width * scale, height * scale), "teal").save(buffer, "JPEG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return model_says({"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]})
+
+
+def model_says(content: object, finish_reason: str = "STOP", **more: object) -> ModelAnswer:
+    candidate = {"content": content, "finishReason": finish_reason, "index": 0}
+    return ModelAnswer(200, json.dumps({"candidates": [candidate], **more}).encode())
+
+
+def prompt_of(request: Received) -> str:
+    assert isinstance(request.body, dict)
+    prompt: str = request.body["contents"][0]["parts"][0]["text"]
+    return prompt
+
+
+def plain_picture(request: Received) -> ModelAnswer | None:
+    """One colour in the ratio asked for; directives in the prompt are left to the stand-in."""
+    if re.search(r"\[(fail|slow):", prompt_of(request)):
+        return None
+    assert isinstance(request.body, dict)
+    return plain_answer(request.body["generationConfig"]["imageConfig"]["aspectRatio"])
+
+
+@contextmanager
+def model(stack: LocalStack, script: Callable[[Received], ModelAnswer | None]) -> Iterator[None]:
+    """The model answers with ``script`` for a while."""
+    assert stack.stand_in is not None
+    stack.stand_in.answer_with(script)
+    try:
+        yield
+    finally:
+        stack.stand_in.answer_with(plain_picture)
+
+
+def prompts_sent(stack: LocalStack) -> list[str]:
+    assert stack.stand_in is not None
+    return [prompt_of(request) for request in stack.stand_in.requests]
+
+
+def assert_replayed(answer: Answer, first: Answer) -> None:
+    assert answer.status == 200, answer
+    assert answer.json() == first.json()
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert answer.headers["x-credits-charged"] == "0"
+
+
+def within_one_minute(act: Callable[[], T]) -> T:
+    """What ``act`` returns, from a run into which no change of minute fell."""
+    for _ in range(3):
+        minute = time.time() // 60
+        result = act()
+        if time.time() // 60 == minute:
+            return result
+    raise AssertionError("no run fits into a minute")
+
+
+def assert_rate_limited(answer: Answer, limit: int) -> None:
+    assert answer.status == 429, answer
+    assert set(answer.json()) == {"error"}
+    assert SENTENCE.fullmatch(answer.json()["error"]), answer
+    assert answer.headers["x-error-code"] == "rate_limited"
+    retry_after_s = positive(answer.headers["retry-after"])
+    assert retry_after_s <= 60
+    limited = re.fullmatch(r'("[\w-]+");r=0;t=(\d+)', answer.headers["ratelimit"])
+    assert limited, answer
+    assert int(limited[2]) == retry_after_s
+    assert answer.headers["ratelimit-policy"] == f"{limited[1]};q={limit};w=60"
+
+
+MESSAGES = {
+    "safety": "Content policy violation",
+    "blocked-prompt": "Content policy violation",
+    "text-only": "The model returned no image",
+    "deadline": "Image generation timed out",
+    "quota": "The image model is overloaded",
+    "overloaded": "The image model is overloaded",
+    "bad-key": "Image generation is unavailable",
+    "not-found": "Image generation is unavailable",
+}
+
+
+@contextmanager
+def scripted_stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
+    """A stack for a fixture with the parameters ``STACKS``; its model draws ``plain_picture``."""
+    with new_stack(request) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
+        # Every object that was ever put stays visible to Customer.stored.
+        running.aws.client("s3").put_bucket_versioning(
+            Bucket=running.bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+        yield running
+
+
+def until(look: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:
+    """What ``look`` sees once it is good; fails when that takes too long."""
+    ends_at = time.monotonic() + within_s
+    while not good(seen := look()):
+        assert time.monotonic() < ends_at, seen
+        time.sleep(0.05)
+    return seen
