@@ -34,6 +34,8 @@ _SWITCHES = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    # A page that glides to a button moves it away from the click.
+    "--force-prefers-reduced-motion",
     # Nothing but this machine has an address.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
