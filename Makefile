@@ -45,7 +45,8 @@ test: $(INSTALLED)
 verify: verify-tools
 	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile
 
-# Needs Java 17 and npm (Debian: default-jre-headless npm) and a Python 3.13.
+# Needs Java 17, npm, Chromium and its driver (Debian: default-jre-headless npm chromium
+# chromium-driver) and a Python 3.13.
 verify-tools: $(INSTALLED)
 	@$(BIN)/python -m infra.verify.tools
 

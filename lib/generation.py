@@ -128,6 +128,9 @@ class Generations:
             generation = self._reserve(order, deadline, observation)
         except AlreadyAccepted as earlier:
             observation.count("Replays")
+            if _may_not_be_queued(earlier.generation):
+                with contextlib.suppress(JobNotQueued):
+                    self._queue(earlier.generation, deadline, observation)
             return self._accepted(earlier.generation, repeated=True)
         if generation.status is Status.SETTLED:
             return self._replayed(generation, observation)
@@ -243,7 +246,8 @@ class Generations:
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
-        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)
+        # An earlier delivery of a job may have stored its image, and died before it was settled.
+        in_doubt = generation.asynchronous or isinstance(failure, StorageFailed | UnexpectedFailure)
         may_be_stored = in_doubt and not isinstance(failure, KeyTaken)
         revisit_at = int(self._clock()) + LEASE_S if may_be_stored else None
         if generation.asynchronous:
@@ -302,6 +306,15 @@ class Generations:
     def _image_key(self, organisation: str) -> Callable[[int], str]:
         suffix = f"-{secrets.token_urlsafe(16)}" if self._key_suffix else ""
         return lambda created_ms: f"generated/gemini/{organisation}/{created_ms:013d}{suffix}.png"
+
+
+def _may_not_be_queued(generation: Generation) -> bool:
+    """Whether the lease is still that of a request: it died before it queued the job, or is at it.
+
+    A second message for a job is harmless.
+    """
+    created_s = generation.created_ms // 1000
+    return (generation.lease_expires_at or 0) <= created_s + LEASE_S
 
 
 def _report(failure: GenerationFailed, generation: Generation, observation: Observation) -> None:

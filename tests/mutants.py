@@ -24,6 +24,13 @@ OPTIONS = ("-q", "-x", "-m", "not real", "-p", "no:cacheprovider")
 LEDGER = "tests/test_ledger.py::"
 CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_invents_a_credit_on_moto"
 ORDERS = "tests/test_interleavings.py::test_in_every_order_the_books_are_sound_on_moto"
+HISTORIES = (
+    "tests/test_state_machine.py"
+    "::test_no_history_makes_the_service_disagree_with_a_plain_account[moto]"
+)
+JOBS = "tests/test_jobs.py::"
+WORKER = "tests/test_worker.py::"
+IN_THIS_PROCESS = "[handlers in this process]"
 
 
 @dataclass(frozen=True)
@@ -128,16 +135,16 @@ MUTANTS = (
     Mutant(
         "delete the image before the refund is decided",
         "lib/generation.py",
-        "        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)\n",
-        "        in_doubt = isinstance(failure, StorageFailed | UnexpectedFailure)\n"
+        "        may_be_stored = in_doubt and not isinstance(failure, KeyTaken)\n",
+        "        may_be_stored = in_doubt and not isinstance(failure, KeyTaken)\n"
         "        self._delete(generation, observation)\n",
         ORDERS + "[a refund in doubt and the reconciler's settle]",
     ),
     Mutant(
         "reconciler: delete first, refund afterwards",
         "lib/reconciliation.py",
-        "        revisit_at = int(self._clock()) + LEASE_S\n",
-        "        revisit_at = int(self._clock()) + LEASE_S\n"
+        "        revisit_at = int(self._clock()) + lease_s\n",
+        "        revisit_at = int(self._clock()) + lease_s\n"
         "        self._images.delete(hold.image_key)\n",
         ORDERS + "[a slow request and the reconciler]",
     ),
@@ -190,6 +197,148 @@ MUTANTS = (
         '            IfNoneMatch="*",\n',
         "",
         "tests/test_storage.py::test_an_image_of_another_attempt_is_never_overwritten[moto]",
+    ),
+    Mutant(
+        "take a debit that nobody heard of for one: a 202 before the reservation",
+        "lib/ledger.py",
+        "            if fault.maybe_done or fault.hopeless:\n",
+        "            if fault.maybe_done:\n"
+        "                return attempt.generation\n"
+        "            if fault.hopeless:\n",
+        CRASHES + "[accept]",
+    ),
+    Mutant(
+        "reserve again for a 202 that is repeated",
+        "lib/reservation.py",
+        "if earlier is not None and earlier.status is not Status.REFUNDED:",
+        "if earlier is not None and earlier.status is Status.SETTLED:",
+        ORDERS + "[two asynchronous requests with one key]",
+    ),
+    Mutant(
+        "repeat a 202 to one who waits for the image",
+        "lib/reservation.py",
+        "if earlier.asynchronous and mine.asynchronous:",
+        "if earlier.asynchronous:",
+        ORDERS + "[a synchronous and an asynchronous request with one key]",
+    ),
+    Mutant(
+        "accept without queueing",
+        "lib/generation.py",
+        "self._jobs.put(Job(",
+        "(lambda *_: None)(Job(",
+        CRASHES + "[work that fails]",
+    ),
+    Mutant(
+        "let a job wait long before it is queued",
+        "lib/generation.py",
+        '        with observation.timed("QueueMs"):\n',
+        "        self._ledger.take(\n"
+        "            generation.organisation, generation.created_ms, JOB_WAITS_S, deadline\n"
+        "        )\n"
+        '        with observation.timed("QueueMs"):\n',
+        HISTORIES,
+    ),
+    Mutant(
+        "give a queued job no longer than a request",
+        "lib/generation.py",
+        "                    JOB_WAITS_S,\n",
+        "                    LEASE_S,\n",
+        WORKER + "test_a_job_that_waits_ten_minutes_in_the_queue_is_still_made",
+    ),
+    Mutant(
+        "keep the credits of a job that the queue refused until the lease is over",
+        "lib/generation.py",
+        "            return self._refund(generation, failure, deadline, observation)\n"
+        '        observation.count("Accepted")\n',
+        '            raise failure from failure.__cause__\n        observation.count("Accepted")\n',
+        HISTORIES,
+    ),
+    Mutant(
+        "answer 202 for a job that the queue refused",
+        "lib/generation.py",
+        "            return self._refund(generation, failure, deadline, observation)\n"
+        '        observation.count("Accepted")\n',
+        '            observation.warning("not queued", failure)\n'
+        '        observation.count("Accepted")\n',
+        JOBS
+        + "test_a_queue_that_refuses_is_a_500_whose_credits_are_back_already"
+        + IN_THIS_PROCESS,
+    ),
+    Mutant(
+        "take a job whatever its status",
+        "lib/ledger.py",
+        """        still_reserved = "#status = :reserved"
+        update: dict""",
+        """        still_reserved = "(#status = :reserved OR attribute_exists(pk))"
+        update: dict""",
+        CRASHES + "[work that is done]",
+    ),
+    Mutant(
+        "work without looking at the status",
+        "lib/generation.py",
+        """            generation = self._ledger.take(
+                job.organisation,
+                job.created_ms,
+                WORKER_LEASE_S,
+                deadline.within(FIRST_TAKE_WITHIN_S),
+            )
+""",
+        """            generation = self._ledger.generation(
+                job.organisation, job.created_ms, deadline
+            )
+""",
+        WORKER + "test_a_message_that_comes_again_does_nothing" + IN_THIS_PROCESS,
+    ),
+    Mutant(
+        "give a worker no longer than a request",
+        "lib/generation.py",
+        "                WORKER_LEASE_S,\n",
+        "                LEASE_S,\n",
+        WORKER + "test_a_worker_that_dies_twice_leaves_the_job_to_the_third_delivery",
+    ),
+    Mutant(
+        "settle a job that another delivery refunded",
+        "lib/ledger.py",
+        """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        update: dict""",
+        """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
+        update: dict""",
+        ORDERS + "[two deliveries of one job, one of which fails]",
+    ),
+    Mutant(
+        "refund a job that another delivery settled",
+        "lib/ledger.py",
+        """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        values = {""",
+        """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
+        values = {""",
+        WORKER
+        + "test_when_one_of_two_deliveries_has_made_the_image"
+        + "_the_others_failure_takes_nothing_away"
+        + IN_THIS_PROCESS,
+    ),
+    Mutant(
+        "refund a job and never come back for what another delivery stores",
+        "lib/generation.py",
+        "            revisit_at = int(self._clock()) + WORKER_LEASE_S\n",
+        "            revisit_at = None\n",
+        ORDERS + "[two deliveries of one job, one of which fails]",
+    ),
+    Mutant(
+        "reconciler: come back for a job's image as soon as for a request's",
+        "lib/reconciliation.py",
+        "WORKER_LEASE_S if hold.asynchronous else LEASE_S",
+        "LEASE_S if hold.asynchronous else LEASE_S",
+        ORDERS + "[a late delivery and the reconciler, who comes again]",
+    ),
+    Mutant(
+        "worker: be done with a job that was never begun",
+        "handlers/worker.py",
+        '                failed.append({"itemIdentifier": message})\n',
+        "",
+        WORKER
+        + "test_a_message_that_finds_no_ledger_comes_again_and_then_makes_the_image"
+        + IN_THIS_PROCESS,
     ),
 )
 

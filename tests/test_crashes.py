@@ -137,6 +137,13 @@ def never_taken(world: World) -> None:
     assert [each.status for each in world.generations()] == [Status.REFUNDED]
 
 
+def swept(world: World) -> None:
+    never_taken(world)
+    world.let_leases_pass()
+    world.reconcile(world.process())
+    assert [each.lease_expires_at for each in world.generations()] == [None]
+
+
 def a_request_before(world: World) -> None:
     assert isinstance(world.request(world.process()), Finished)
 
@@ -189,6 +196,7 @@ PATHS = [
     Path("work that is done", work, settled_by_a_worker, key=KEY, expected=type(None)),
     Path("work that was refunded", work, refunded_by_a_worker, expected=type(None)),
     Path("work that comes too late", work, never_taken, expected=type(None)),
+    Path("work that comes after the sweep", work, swept, expected=type(None)),
     Path("reconciler refunds a job", reconcile, accepted_before, expected=type(None)),
 ]
 
@@ -199,6 +207,15 @@ SLOW_ON_MOTO = {
     "key free again after a refund",
     "reconciler sweeps",
     "failure: RuntimeError",
+    "accept with a key",
+    "accept again",
+    "accept what is settled",
+    "work",
+    "work that is done",
+    "work that was refunded",
+    "work that comes too late",
+    "work that comes after the sweep",
+    "reconciler refunds a job",
     *(f"failure: {type(failure).__name__}" for failure in FAILURES_ALIKE),
 }
 ON_MOTO = [

@@ -172,7 +172,7 @@ class Reader:
         match words:
             case ["curl", *_]:
                 return self._curl(command)
-            case [".venv/bin/python", "-m", "infra.cli", *rest]:
+            case [".venv/bin/gemini-generate", *rest]:
                 return self._operate(rest)
             case ["export", setting]:
                 self._export(*setting.split("=", 1))

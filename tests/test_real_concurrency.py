@@ -4,6 +4,7 @@ DynamoDB Local never answers ``TransactionConflict`` and never loses a response,
 So everything runs twice: on a calm wire, and on one that does both to every tenth call.
 """
 
+import json
 import random
 import threading
 import time
@@ -14,9 +15,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
+from handlers import generate
+from infra.local.aws import REGION
+from lib.api_keys import ApiKeys, KeyRing
 from lib.deadline import Deadline
 from lib.errors import (
     Busy,
@@ -25,7 +30,9 @@ from lib.errors import (
     RateLimited,
     ServiceError,
 )
+from lib.gemini import Gemini
 from lib.generation import Finished, Generations
+from lib.jobs import Jobs
 from lib.ledger import Ledger, Order, ReservationGone
 from lib.ledger_rows import Generation, Grant, Status
 from lib.models import AspectRatio
@@ -140,6 +147,58 @@ class Service:
         return audit.healthy
 
 
+class Ticking:
+    """Epoch seconds that go on by one tick whenever somebody looks: a quick minute never ends."""
+
+    def __init__(self, begins_at: float, tick_s: float) -> None:
+        self._begins_at = begins_at
+        self._tick_s = tick_s
+        self._ticks = count()
+
+    def __call__(self) -> float:
+        return self._begins_at + next(self._ticks) * self._tick_s
+
+
+class WholeService:
+    """The generate function's answers to events, with a model that is none of Google's."""
+
+    def __init__(self, world: World, clock: Callable[[], float]) -> None:
+        secrets = boto3.client(
+            "secretsmanager",
+            endpoint_url=world.engine.environment["AWS_ENDPOINT_URL_SECRETS_MANAGER"],
+            region_name=REGION,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        self._api_key = KeyRing(secrets, "orgs/").issue(world.organisation).key
+        self.model = Model(_chance(0))
+        ledger = Ledger(Table(world.engine.dynamodb, world.table), clock)
+        images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
+        queue: Any = world.mailbox
+        jobs = Jobs(queue, "https://queue.example")
+        self._rooms = generate.Service(
+            api_keys=ApiKeys(secrets, "orgs/"),
+            model=Gemini(lambda: "no-key", "no-model"),
+            generations=Generations(ledger, self.model, images, jobs, clock=clock),
+            takes_jobs=True,
+            telemetry=world.telemetry,
+        )
+        self._world = world
+
+    def ask(self, *, asynchronous: bool) -> dict[str, Any]:
+        """The answer to one request, as API Gateway gets it."""
+        event = {
+            "headers": {
+                "authorization": f"Bearer {self._api_key}",
+                "prefer": "respond-async" if asynchronous else "",
+            },
+            "requestContext": {"requestId": "a-request"},
+            "body": json.dumps({"prompt": "a fox"}),
+        }
+        with self._world.observe() as observation:
+            return generate.answer(self._rooms, event, Deadline(28), observation)
+
+
 NewService = Callable[..., Service]
 
 
@@ -224,22 +283,61 @@ def test_64_organisations_at_once_each_get_their_own(new_service: NewService) ->
 def test_of_90_requests_in_one_minute_exactly_the_60_of_the_limit_pass(
     real_engine: Engine,
 ) -> None:
-    ticks = count()
-    begins = time.time() // 60 * 60
-
-    def clock_of_one_minute() -> float:
-        return begins + next(ticks) / 1000
-
     with World(real_engine, credits_=5_000, rate_limit=60) as world:
-        ledger = Ledger(Table(real_engine.dynamodb, world.table), clock_of_one_minute)
-        image_key = partial(_image_key, world.organisation)
-        outcomes = at_once(32, 90, lambda _: ledger.reserve(world.order(), image_key, Deadline(29)))
+        clock = Ticking(world.clock.now_s, tick_s=0.001)
+        service = WholeService(world, clock)
 
-        assert names(outcomes) == {"Generation": 60, "RateLimited": 30}
-        refusals = [each for each in outcomes if isinstance(each, RateLimited)]
-        assert {each.limit for each in refusals} == {60}
-        assert all(1 <= each.retry_after_s <= 60 for each in refusals)
+        answers = at_once(32, 90, lambda number: service.ask(asynchronous=number % 3 == 0))
+
+        statuses = Counter(answer["statusCode"] for answer in answers)
+        assert statuses[200] + statuses[202] == 60
+        assert statuses[200] > 0 < statuses[202]
+        assert statuses[429] == 30
+        for refusal in (answer for answer in answers if answer["statusCode"] == 429):
+            headers = refusal["headers"]
+            retry_after_s = int(headers["Retry-After"])
+            assert 1 <= retry_after_s <= 60
+            assert headers["RateLimit"] == f'"default";r=0;t={retry_after_s}'
+            assert headers["RateLimit-Policy"] == '"default";q=60;w=60'
+            assert headers["X-Credits-Charged"] == "0"
+            assert headers["X-Error-Code"] == "rate_limited"
+        assert len(world.generations()) == 60
         assert world.balance() == 5_000 - 60 * 5
+        assert service.model.calls == statuses[200]
+        assert len(world.mailbox.messages) == statuses[202]
+        world.deliver()
+        assert [each.status for each in world.generations()] == [Status.SETTLED] * 60
+        assert world.violations() == []
+
+
+@pytest.mark.parametrize("ahead_s", [1, 30, 59])
+def test_clocks_that_differ_let_at_most_one_window_more_through(
+    real_engine: Engine, ahead_s: int
+) -> None:
+    limit, minutes = 12, 4
+    with World(real_engine, credits_=5_000, rate_limit=limit) as world:
+        clock = Ticking(world.clock.now_s, tick_s=0.2)
+        ends_at = world.clock.now_s + minutes * 60
+        image_key = partial(_image_key, world.organisation)
+        table = Table(real_engine.dynamodb, world.table)
+        sandboxes = [Ledger(table, clock), Ledger(table, lambda: clock() + ahead_s)]
+
+        def insist(number: int) -> list[Any]:
+            reserve = partial(sandboxes[number % 2].reserve, world.order(), image_key)
+            told = []
+            while clock() < ends_at:
+                told.append(outcome(lambda: reserve(Deadline(29))))
+            return told
+
+        outcomes = [each for told in at_once(8, 8, insist) for each in told]
+
+        passed = names(outcomes)["Generation"]
+        assert limit * minutes <= passed <= limit * (minutes + 1)
+        assert set(names(outcomes)) == {"Generation", "RateLimited"}
+        refusals = [each for each in outcomes if isinstance(each, RateLimited)]
+        assert all(1 <= each.retry_after_s <= 60 + ahead_s for each in refusals)
+        assert world.balance() == 5_000 - 5 * passed
+        assert world.audit().drift == 0
 
 
 def test_a_grant_that_32_operators_repeat_adds_once(new_service: NewService) -> None:

@@ -1,6 +1,7 @@
-"""The handler in Lambda's own runtime loop, killed and stopped at random moments of a request.
+"""Handlers in Lambda's own runtime loop, killed and stopped at random moments of their work.
 
-DynamoDB Local keeps the ledger; the images, the secrets and the model are servers of this process.
+DynamoDB Local keeps the ledger; the images, the secrets, the queue and the model are servers of
+this process. What a worker doesn't finish, the queue delivers again, soon.
 """
 
 import io
@@ -8,32 +9,41 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 from PIL import Image
 
-from infra.local.aws import REGION
+from infra.local.aws import REGION, EmbeddedAws
 from infra.local.gemini_stand_in import GeminiStandIn
 from infra.template import PROJECT_ROOT, Template
 from infra.verify import tools
 from infra.verify.lambda_runtime import Crashed, LambdaRuntime, Task, TimedOut
 from lib.api_keys import KeyRing
-from lib.ledger_rows import Status
+from lib.deadline import WORKER_TIMEOUT_S
+from lib.jobs import Job
+from lib.ledger_rows import Generation, Status
 from tests.engines import Engine
 from tests.reporting import report
 from tests.world import BASE_URL, World
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
 
 # One worker at a time: each of these tests keeps two cores busy by itself.
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real death")]
 
 HANDLER = "handlers.generate.handler"
+WORKER = "handlers.worker.handler"
 SANDBOXES = 2
 KILLS_PER_SANDBOX = 100
 SLOW_SANDBOXES = 4
@@ -49,6 +59,25 @@ SECRETS = "orgs/"
 REFUSED = "[fail:safety]"
 NO_ANSWER = 0
 
+ASYNC = "respond-async"
+WORKERS_KILLED = 100
+ACCEPTORS_KILLED = 30
+# Seconds until the queue delivers a job again; the template's minutes are for real models.
+COMES_AGAIN_S = 2
+# Of what a worker has done, so much comes once more, as SQS has it now and then.
+COMES_TWICE = 0.1
+# So many deliveries end by themselves, and tell how long that takes.
+SPARED = 0.15
+# So many of the others die when the image is there and the ledger may or may not know.
+AFTER_STORING = 0.3
+A_CALL_S = 0.02
+JOBS_WAITING = 8
+DRAINED_WITHIN_S = 120.0
+
+
+Moment = Callable[["Future[int]"], object]
+"""Returns when it has come, or when the request is answered before."""
+
 
 @dataclass
 class Customer:
@@ -59,20 +88,24 @@ class Customer:
     environment: dict[str, str]
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def event(self, prompt: str, api_key: str) -> dict[str, Any]:
+    def event(self, prompt: str, api_key: str, prefer: str = "") -> dict[str, Any]:
         """The request as API Gateway's HTTP API hands it to a function (payload 2.0)."""
         return {
             "version": "2.0",
             "routeKey": "POST /api/v1/models/gemini/generate",
-            "headers": {"authorization": f"Bearer {api_key}", "idempotency-key": prompt},
+            "headers": {
+                "authorization": f"Bearer {api_key}",
+                "idempotency-key": prompt,
+                "prefer": prefer,
+            },
             "requestContext": {"requestId": "a-request"},
             "body": json.dumps({"prompt": prompt}),
             "isBase64Encoded": False,
         }
 
-    def sandbox(self, timeout_s: int = 29) -> LambdaRuntime:
+    def sandbox(self, timeout_s: int = 29, handler: str = HANDLER) -> LambdaRuntime:
         """A sandbox with the code under test."""
-        task = Task(PROJECT_ROOT, (tools.packages(),), HANDLER, timeout_s)
+        task = Task(PROJECT_ROOT, (tools.packages(),), handler, timeout_s)
         return LambdaRuntime(task, self.environment)
 
     def warm_up(self, sandbox: LambdaRuntime) -> int:
@@ -86,10 +119,10 @@ class Customer:
             return _pid(sandbox)
         pytest.fail(f"the runtime does not come up: {sandbox.last_words()}")
 
-    def ask(self, sandbox: LambdaRuntime, prompt: str) -> int:
+    def ask(self, sandbox: LambdaRuntime, prompt: str, prefer: str = "") -> int:
         """Sends one request, its prompt being its idempotency key; returns the answer's status."""
         try:
-            answer = sandbox.invoke(self.event(prompt, self.api_key), ANSWER_S)
+            answer = sandbox.invoke(self.event(prompt, self.api_key, prefer), ANSWER_S)
         except (Crashed, TimedOut):
             self.answers[prompt] = (NO_ANSWER, "")
             return NO_ANSWER
@@ -120,6 +153,10 @@ class Customer:
                 url = json.loads(body)["imageUrl"]
                 if generation is None or url != f"{BASE_URL}/{generation.image_key}" or not charged:
                     wrong.append(f"{prompt!r} was answered with {url}, which is not charged")
+            elif status == 202:
+                url = json.loads(body)["imageUrl"]
+                if generation is None or url != f"{BASE_URL}/{generation.image_key}":
+                    wrong.append(f"{prompt!r} was accepted as {url}, which does not exist")
             elif status != NO_ANSWER and charged:
                 wrong.append(f"{prompt!r} was answered with {status} and is charged")
         for key in self.world.stored_keys():
@@ -127,6 +164,159 @@ class Customer:
             with Image.open(io.BytesIO(stored["Body"].read())) as image:
                 image.load()
         return wrong
+
+
+class Queue:
+    """The queue of the template on a server of its own; what is not deleted comes again soon."""
+
+    def __init__(self, aws: EmbeddedAws) -> None:
+        self._client = aws.client("sqs")
+        self._url = aws.create_queue("JobsQueue")
+        self._dead_url = self._client.get_queue_url(QueueName="DeadJobs")["QueueUrl"]
+        self._client.set_queue_attributes(
+            QueueUrl=self._url, Attributes={"VisibilityTimeout": str(COMES_AGAIN_S)}
+        )
+        self.environment = {"JOBS_QUEUE_URL": self._url, "AWS_ENDPOINT_URL_SQS": aws.url}
+
+    def receive(self) -> "MessageTypeDef | None":
+        """A message, if there is one that nobody is at."""
+        answer = self._client.receive_message(
+            QueueUrl=self._url, MaxNumberOfMessages=1, MessageSystemAttributeNames=["All"]
+        )
+        return next(iter(answer.get("Messages", [])), None)
+
+    def delete(self, message: "MessageTypeDef") -> None:
+        """It is done, and does not come again."""
+        self._client.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
+
+    def waiting(self) -> int:
+        """How many messages wait for a worker or are with one."""
+        return self._count(self._url)
+
+    def dead(self) -> int:
+        """How many messages came too often."""
+        return self._count(self._dead_url)
+
+    def _count(self, url: str) -> int:
+        names: list[QueueAttributeNameType] = [
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesNotVisible",
+        ]
+        answer = self._client.get_queue_attributes(QueueUrl=url, AttributeNames=names)
+        return sum(int(answer["Attributes"][name]) for name in names)
+
+
+class Workers:
+    """Sandboxes of the worker, and what happened to them and to the deliveries they got."""
+
+    def __init__(self, customer: Customer, queue: Queue) -> None:
+        self.killed = 0
+        self.deliveries: Counter[int] = Counter()
+        self.fates: Counter[str] = Counter()
+        self.dying = threading.Event()
+        self.dying.set()
+        self.over = threading.Event()
+        self._customer = customer
+        self._queue = queue
+        # What a delivery takes to its end, by whether the runtime is new and the model refuses.
+        self._takes_s: dict[tuple[bool, bool], float] = {}
+        self._lock = threading.Lock()
+
+    def run(self, chance: random.Random) -> None:
+        """Works in one sandbox until ``over``, and is killed as long as it is ``dying``."""
+        fresh = True
+        with self._customer.sandbox(WORKER_TIMEOUT_S, WORKER) as sandbox:
+            while not self.over.is_set():
+                pid = self._warm_up(sandbox)
+                message = self._queue.receive()
+                if message is None:
+                    time.sleep(0.05)
+                    continue
+                fresh = self._deliver(sandbox, pid, message, chance, fresh=fresh)
+
+    def _warm_up(self, sandbox: LambdaRuntime) -> int:
+        """Waits until a runtime is there and has nothing to do; returns its process id."""
+        for _ in range(5):
+            try:
+                assert sandbox.invoke({"Records": []}, ANSWER_S) == {"batchItemFailures": []}
+            except (Crashed, TimedOut):
+                continue
+            return _pid(sandbox)
+        pytest.fail(f"the worker does not come up: {sandbox.last_words()}")
+
+    def _deliver(
+        self,
+        sandbox: LambdaRuntime,
+        pid: int,
+        message: "MessageTypeDef",
+        chance: random.Random,
+        *,
+        fresh: bool,
+    ) -> bool:
+        """One delivery; whether it was the runtime's last."""
+        before = self._generation(message)
+        kind = (fresh, REFUSED in before.prompt)
+        spared = kind not in self._takes_s or chance.random() < SPARED or not self.dying.is_set()
+        if spared:
+            comes = _after(ANSWER_S)
+        elif chance.random() < AFTER_STORING:
+            comes = self._once_stored(before, chance.uniform(0, 2 * A_CALL_S))
+        else:
+            comes = _after(_moment(chance) * self._takes_s[kind])
+        took_s = _kill(partial(self._work, sandbox, message), pid, comes)
+        with self._lock:
+            self.deliveries[int(message["Attributes"]["ApproximateReceiveCount"])] += 1
+            if took_s is None:
+                self.killed += 1
+                self.fates[self._fate(message)] += 1
+            elif spared and before.status is Status.RESERVED:
+                # Only the spared tell how long it takes: of the others, the slow ones are killed.
+                self._takes_s[kind] = (took_s + self._takes_s.get(kind, took_s)) / 2
+        if took_s is not None and chance.random() > COMES_TWICE:
+            self._queue.delete(message)
+        return took_s is None
+
+    def _once_stored(self, generation: Generation, delay_s: float) -> Moment:
+        """So long after the image can be read: around the settle."""
+        images = self._customer.world.process().images
+
+        def comes(asked: "Future[int]") -> None:
+            while not asked.done() and images.read(generation.image_key) is None:
+                wait([asked], timeout=A_CALL_S / 10)
+            wait([asked], timeout=delay_s)
+
+        return comes
+
+    def _work(self, sandbox: LambdaRuntime, message: "MessageTypeDef") -> int:
+        record = {
+            "messageId": message["MessageId"],
+            "body": message["Body"],
+            "attributes": message["Attributes"],
+            "eventSource": "aws:sqs",
+        }
+        try:
+            answer = sandbox.invoke({"Records": [record]}, ANSWER_S)
+        except (Crashed, TimedOut):
+            return NO_ANSWER
+        assert answer == {"batchItemFailures": []}, sandbox.last_words()
+        return 200
+
+    def _generation(self, message: "MessageTypeDef") -> Generation:
+        job = Job.from_message(message["Body"])
+        world = self._customer.world
+        found = world.process().ledger.generation(
+            job.organisation, job.created_ms, world.deadline()
+        )
+        assert found is not None
+        return found
+
+    def _fate(self, message: "MessageTypeDef") -> str:
+        """How far a delivery came that was not finished, or an earlier one of the same job."""
+        generation = self._generation(message)
+        if generation.status is not Status.RESERVED:
+            return str(generation.status)
+        stored = self._customer.world.process().images.read(generation.image_key)
+        return "reserved" if stored is None else "stored"
 
 
 class Pace:
@@ -181,6 +371,15 @@ def customer(real_engine: Engine) -> Iterator[Customer]:
         yield Customer(world, _secrets(environment, world.organisation), environment)
 
 
+@pytest.fixture
+def queue(customer: Customer) -> Iterator[Queue]:
+    """The customer's jobs wait here."""
+    with EmbeddedAws() as aws:
+        made = Queue(aws)
+        customer.environment.update(made.environment)
+        yield made
+
+
 def test_a_runtime_killed_at_any_moment_leaves_an_image_paid_or_credits_back(
     customer: Customer, seed: int
 ) -> None:
@@ -192,7 +391,8 @@ def test_a_runtime_killed_at_any_moment_leaves_an_image_paid_or_credits_back(
             for request in range(KILLS_PER_SANDBOX * MOST_REQUESTS_PER_KILL):
                 prompt = _prompt(f"fox {number}.{request}", chance)
                 moment_s = _moment(chance) * pace.of(prompt, fresh=fresh)
-                answered_s = _kill(customer, sandbox, prompt, moment_s)
+                pid = customer.warm_up(sandbox)
+                answered_s = _kill(partial(customer.ask, sandbox, prompt), pid, _after(moment_s))
                 if answered_s is not None:
                     pace.learn(prompt, answered_s, fresh=fresh)
                 fresh = answered_s is None
@@ -261,6 +461,103 @@ def test_a_runtime_that_wakes_up_after_the_reconciler_came_by_gives_no_image_awa
     )
 
 
+def test_a_worker_killed_at_any_moment_leaves_an_image_paid_or_credits_back(
+    customer: Customer, queue: Queue, seed: int
+) -> None:
+    workers = Workers(customer, queue)
+    chance = _chance(seed)
+    with ThreadPoolExecutor(SANDBOXES) as pool, customer.sandbox() as acceptor:
+        running = [
+            pool.submit(workers.run, _chance(f"{seed}-{number}")) for number in range(SANDBOXES)
+        ]
+        try:
+            customer.warm_up(acceptor)
+            # Twice, all leases pass while workers are at their jobs: messages outlive their jobs.
+            for killed in (WORKERS_KILLED // 2, WORKERS_KILLED):
+                while workers.killed < killed and not any(each.done() for each in running):
+                    if queue.waiting() < JOBS_WAITING:
+                        prompt = _prompt(f"fox {len(customer.answers)}", chance)
+                        assert customer.ask(acceptor, prompt, ASYNC) == 202
+                    time.sleep(0.02)
+                customer.world.let_leases_pass()
+                customer.world.reconcile(customer.world.process())
+            workers.dying.clear()
+            _wait_until(lambda: queue.waiting() == 0, DRAINED_WITHIN_S)
+        finally:
+            workers.over.set()
+        for each in running:
+            each.result()
+    customer.world.settle_down()
+
+    assert customer.violations() == []
+    assert workers.killed >= WORKERS_KILLED
+    ended = Counter(each.status for each in customer.world.generations())
+    assert ended[Status.SETTLED] > 0 < ended[Status.REFUNDED]
+    assert workers.deliveries[2] > 0
+    fates = ", ".join(f"{number} {name}" for name, number in sorted(workers.fates.items()))
+    report(
+        f"real worker death: {workers.killed} kills ({fates}) in"
+        f" {sum(workers.deliveries.values())} deliveries of {len(customer.answers)} jobs"
+        f" ({queue.dead()} dead letters); {ended[Status.SETTLED]} settled,"
+        f" {ended[Status.REFUNDED]} refunded, 0 violations; SEED={seed}"
+    )
+
+
+def test_an_acceptor_killed_at_any_moment_leaves_an_image_paid_or_credits_back(
+    customer: Customer, queue: Queue, seed: int
+) -> None:
+    chance = _chance(seed)
+    usual_s: dict[bool, float] = {}
+    killed, fresh = 0, False
+    with customer.sandbox() as sandbox:
+        for request in range(ACCEPTORS_KILLED * MOST_REQUESTS_PER_KILL):
+            pid = customer.warm_up(sandbox)
+            moment_s = chance.random() * usual_s[fresh] if fresh in usual_s else ANSWER_S
+            prompt = f"fox {request}"
+            ask = partial(customer.ask, sandbox, prompt, ASYNC)
+            answered_s = _kill(ask, pid, _after(moment_s))
+            if answered_s is not None:
+                usual_s[fresh] = (answered_s + usual_s.get(fresh, answered_s)) / 2
+            fresh = answered_s is None
+            killed += fresh
+            if killed == ACCEPTORS_KILLED:
+                break
+    assert killed == ACCEPTORS_KILLED
+    kills, fates, sent = customer.unanswered(), customer.fates(), queue.waiting()
+    _work_off(customer, queue, chance)
+    customer.world.settle_down()
+
+    assert customer.violations() == []
+    accepted = {prompt for prompt, (status, _) in customer.answers.items() if status == 202}
+    settled = {each.prompt for each in customer.world.generations() if each.settled_at}
+    assert accepted <= settled
+    _retries_are_charged_once(customer, chance.sample(kills, RETRIES))
+    report(
+        f"real acceptor death: {killed} kills ({fates}; {sent} messages for"
+        f" {len(accepted)} answers), 0 violations; SEED={seed}"
+    )
+
+
+def _work_off(customer: Customer, queue: Queue, chance: random.Random) -> None:
+    """A worker that nobody kills does what waits in the queue."""
+    workers = Workers(customer, queue)
+    workers.dying.clear()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(workers.run, chance)
+        try:
+            _wait_until(lambda: queue.waiting() == 0, DRAINED_WITHIN_S)
+        finally:
+            workers.over.set()
+        running.result()
+
+
+def _wait_until(condition: Callable[[], bool], within_s: float) -> None:
+    ends_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends_at, f"it did not come about in {within_s} s"
+        time.sleep(0.1)
+
+
 def _secrets(environment: Mapping[str, str], organisation: str) -> str:
     """Stores a key for the model and makes one for the organisation, which it returns."""
     client = boto3.client(
@@ -304,13 +601,16 @@ def _moment(chance: random.Random) -> float:
     return chance.uniform(*chance.choice([(0.0, 0.15), (0.0, 1.0), (0.85, 1.1)]))
 
 
-def _kill(customer: Customer, sandbox: LambdaRuntime, prompt: str, moment_s: float) -> float | None:
-    """Kills the runtime ``moment_s`` into a request; the time of the answer, if one came before."""
-    pid = customer.warm_up(sandbox)
+def _after(seconds: float) -> Moment:
+    return lambda asked: wait([asked], timeout=seconds)
+
+
+def _kill(ask: Callable[[], int], pid: int, comes: Moment) -> float | None:
+    """Kills the runtime when the moment comes; the time of the answer, if one came before."""
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
-        asked = pool.submit(customer.ask, sandbox, prompt)
-        wait([asked], timeout=moment_s)
+        asked = pool.submit(ask)
+        comes(asked)
         took_s = time.monotonic() - began
         if not asked.done():
             os.kill(pid, signal.SIGKILL)

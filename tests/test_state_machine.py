@@ -1,8 +1,8 @@
-"""Any history of grants, requests, failures, crashes, retries, reconciles and passing time.
+"""Any history of grants, requests, jobs, failures, crashes, retries, reconciles and passing time.
 
 Hypothesis makes up the history and this module keeps a plain account of it: a number of credits,
-and for each request that was killed what its reservation will come to. The service must agree after
-every step.
+and for each job and each request that was killed what its reservation will come to. The service
+must agree after every step. Any message that was ever sent may come at any time, and again.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lib.deadline import LEASE_S
-from lib.errors import ContentRejected, GenerationFailed, GenerationInFlight, InsufficientCredits
-from lib.generation import Finished
+from lib.deadline import JOB_WAITS_S, LEASE_S, WORKER_LEASE_S
+from lib.errors import (
+    ContentRejected,
+    GenerationFailed,
+    GenerationInFlight,
+    InsufficientCredits,
+    JobNotQueued,
+)
+from lib.generation import Accepted, Finished
 from lib.ledger_rows import Grant
 from tests.engines import Engine
 from tests.reporting import tally
@@ -30,15 +36,25 @@ PRICE = 5
 KEYS = st.sampled_from(["k1", "k2", "k3"])
 # The calls of a request in a minute that has begun.
 RESERVE, MODEL, PUT, SETTLE = range(4)
+# Those of an asynchronous one.
+SEND, TAKE_FOR_LONG = 1, 2
+# Those of a delivery, but for the first.
+TAKE = 0
+DEATHS = st.sampled_from([Fault.KILLED_BEFORE, Fault.KILLED_AFTER])
 
 
 @dataclass
 class Open:
-    """A reservation whose process is dead: stored or not, it is ended once its lease is over."""
+    """A job, or a reservation whose process is dead: once its lease is over it is ended.
+
+    It is settled or refunded then, stored or not. A job's ``message`` is the text that was sent.
+    """
 
     expires_at: float
     stored: bool
     key: str | None
+    asynchronous: bool = False
+    message: str | None = None
 
 
 class Money(RuleBasedStateMachine):
@@ -76,7 +92,42 @@ class Money(RuleBasedStateMachine):
         return 0 if self.minute_now() == self.minute else 1
 
     def in_flight(self, key: str | None) -> bool:
-        return key is not None and any(each.key == key for each in self.open)
+        return self.opened(key) is not None
+
+    def opened(self, key: str | None) -> Open | None:
+        """What is still to be made under the key."""
+        found = [each for each in self.open if key is not None and each.key == key]
+        return found[0] if found else None
+
+    def sent(self, which: int) -> tuple[str, Open | None]:
+        """One of all messages, and its job unless it has ended."""
+        messages = self.world.mailbox.messages
+        message = messages[which % len(messages)]
+        jobs = [each for each in self.open if each.message == message]
+        return message, jobs[0] if jobs else None
+
+    def now_s(self) -> int:
+        return int(self.world.clock.now_s)
+
+    def reserved(self, minute: int, job: Open) -> None:
+        """A debit in that minute, for a job."""
+        self.minute = minute
+        self.credits -= PRICE
+        self.freed.discard(job.key)
+        self.open.append(job)
+
+    def settled(self, ended: Open) -> None:
+        self.open.remove(ended)
+        if ended.key is not None:
+            replay = self.world.request(self.world.process(), ended.key)
+            assert isinstance(replay, Finished)
+            self.urls[ended.key] = replay.image_url
+
+    def refunded(self, ended: Open) -> None:
+        self.open.remove(ended)
+        self.credits += PRICE
+        if ended.key is not None:
+            self.freed.add(ended.key)
 
     @rule(amount=st.integers(1, 40))
     def grant(self, amount: int) -> None:
@@ -125,7 +176,7 @@ class Money(RuleBasedStateMachine):
     @rule(
         key=st.none() | KEYS,
         call=st.integers(RESERVE, SETTLE),
-        fault=st.sampled_from([Fault.KILLED_BEFORE, Fault.KILLED_AFTER]),
+        fault=DEATHS,
     )
     def die(self, key: str | None, call: int, fault: Fault) -> None:
         if key in self.urls or self.in_flight(key):
@@ -160,24 +211,99 @@ class Money(RuleBasedStateMachine):
         self.minute = self.minute_now()
         self.credits -= PRICE
 
-    @rule(seconds=st.sampled_from([1, 30, 70]))
+    @rule(key=st.none() | KEYS)
+    def accept(self, key: str | None) -> None:
+        self.calls_to_learn(key)
+        earlier = self.opened(key)
+        answer = self.world.accept(self.world.process(), key)
+        if key in self.urls:
+            assert isinstance(answer, Finished)
+            assert (answer.replayed, answer.image_url) == (True, self.urls[key])
+        elif earlier is not None and earlier.asynchronous:
+            assert isinstance(answer, Accepted)
+            assert answer.repeated
+        elif earlier is not None:
+            assert isinstance(answer, GenerationInFlight)
+        elif self.credits < PRICE:
+            assert isinstance(answer, InsufficientCredits)
+        else:
+            assert isinstance(answer, Accepted)
+            assert not answer.repeated
+            message = self.world.mailbox.messages[-1]
+            expires_at = self.now_s() + JOB_WAITS_S
+            job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)
+            self.reserved(self.minute_now(), job)
+
+    @precondition(lambda self: self.credits >= PRICE)
+    @rule(key=st.none() | KEYS, call=st.integers(RESERVE, TAKE_FOR_LONG), fault=DEATHS)
+    def die_accepting(self, key: str | None, call: int, fault: Fault) -> None:
+        if key in self.urls or self.in_flight(key):
+            return
+        wire = Wire(call + self.calls_to_learn(key), fault)
+        assert self.world.accept(self.world.process(wire), key) is None
+        done = call + (1 if fault is Fault.KILLED_AFTER else 0)
+        if done <= RESERVE:
+            return
+        lease_s = JOB_WAITS_S if done > TAKE_FOR_LONG else LEASE_S
+        message = self.world.mailbox.messages[-1] if done > SEND else None
+        expires_at = self.now_s() + lease_s
+        job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)
+        self.reserved(self.minute_now(), job)
+
+    @precondition(lambda self: self.credits >= PRICE)
+    @rule(key=st.none() | KEYS, fault=st.sampled_from([Fault.OUTAGE, Fault.LOST_THEN_OUTAGE]))
+    def fail_to_queue(self, key: str | None, fault: Fault) -> None:
+        """The credits are back at once; the message may be in the queue all the same."""
+        if key in self.urls or self.in_flight(key):
+            return
+        wire = Wire(SEND + self.calls_to_learn(key), fault)
+        minute = self.minute_now()
+        assert isinstance(self.world.accept(self.world.process(wire), key), JobNotQueued)
+        self.minute = minute
+        if key is not None:
+            self.freed.add(key)
+
+    @precondition(lambda self: self.world.mailbox.messages)
+    @rule(which=st.integers(0, 7), fails=st.booleans())
+    def deliver(self, which: int, fails: bool) -> None:  # noqa: FBT001 - Hypothesis names it
+        message, job = self.sent(which)
+        process = self.world.process(failure=ContentRejected() if fails else None)
+        assert self.world.work(process, message)
+        if job is None:
+            assert len(process.wire.calls) == TAKE + 1
+        elif fails:
+            self.refunded(job)
+        else:
+            self.settled(job)
+
+    @precondition(lambda self: self.world.mailbox.messages)
+    @rule(which=st.integers(0, 7), call=st.integers(TAKE, SETTLE), fault=DEATHS)
+    def die_working(self, which: int, call: int, fault: Fault) -> None:
+        message, job = self.sent(which)
+        self.world.work(self.world.process(Wire(call, fault)), message)
+        done = call + (1 if fault is Fault.KILLED_AFTER else 0)
+        if job is None or done <= TAKE:
+            return
+        job.expires_at = self.now_s() + WORKER_LEASE_S
+        # One more call looks whose image is there already.
+        if done > SETTLE + (1 if job.stored else 0):
+            self.settled(job)
+        elif done > PUT:
+            job.stored = True
+
+    @rule(seconds=st.sampled_from([1, 30, 70, WORKER_LEASE_S, JOB_WAITS_S]))
     def time_passes(self, seconds: int) -> None:
         self.world.clock.sleep(seconds)
 
     @rule()
     def reconcile(self) -> None:
         self.world.reconcile(self.world.process())
-        over = [each for each in self.open if each.expires_at <= int(self.world.clock.now_s)]
+        over = [each for each in self.open if each.expires_at <= self.now_s()]
         for each in over:
-            self.open.remove(each)
-            if not each.stored:
-                self.credits += PRICE
-                if each.key is not None:
-                    self.freed.add(each.key)
-            elif each.key is not None:
-                replay = self.world.request(self.world.process(), each.key)
-                assert isinstance(replay, Finished)
-                self.urls[each.key] = replay.image_url
+            if each.stored:
+                self.settled(each)
+            else:
+                self.refunded(each)
 
     @invariant()
     def the_service_agrees(self) -> None:

@@ -683,6 +683,35 @@ def test_an_accepted_request_that_dies_before_it_is_queued_is_refunded_within_th
         assert world.violations() == []
 
 
+def test_a_retry_queues_what_the_request_before_it_died_with(moto_engine: Engine) -> None:
+    with World(moto_engine) as world:
+        died_before_the_send = Wire(strikes_at=1, fault=Fault.KILLED_BEFORE)
+        assert world.accept(world.process(died_before_the_send), "order-1") is None
+
+        repeated = world.accept(world.process(), "order-1")
+
+        assert isinstance(repeated, Accepted)
+        assert repeated.repeated
+        world.deliver()
+        assert [each.status for each in world.generations()] == [Status.SETTLED]
+        assert world.balance() == 95
+
+
+def test_the_image_of_a_worker_that_died_is_gone_when_the_next_one_refunds(
+    moto_engine: Engine,
+) -> None:
+    with World(moto_engine) as world:
+        message = accept(world)
+        assert not world.work(dying_at(world, SETTLE), message)
+        assert len(world.stored_keys()) == 1
+
+        assert world.work(world.process(failure=ContentRejected()), message)
+
+        assert (world.balance(), world.stored_keys()) == (100, set())
+        world.settle_down()
+        assert world.violations() == []
+
+
 def test_a_refund_by_a_worker_that_nobody_hears_of_is_made_once(moto_engine: Engine) -> None:
     with World(moto_engine) as world:
         message = accept(world)
