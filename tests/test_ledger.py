@@ -286,6 +286,36 @@ def test_opening_an_account_again_changes_nothing(new_world: NewWorld) -> None:
     assert world.organisation in ledger.organisations(world.deadline())
 
 
+def test_an_account_is_read_alone_and_among_all_others(new_world: NewWorld) -> None:
+    world = new_world(credits_=10, rate_limit=7)
+    ledger = world.process().ledger
+    ledger.create_account("neighbour", world.deadline())
+    reserve(world)
+    account = ledger.account(world.organisation, world.deadline())
+    assert account is not None
+    assert (account.credits, account.rate_limit) == (5, 7)
+    assert ledger.account("nobody", world.deadline()) is None
+    every = dict(ledger.accounts(world.deadline()))
+    assert every[world.organisation] == account
+    assert every.keys() == {world.organisation, "neighbour"}
+    assert sorted(every) == ledger.organisations(world.deadline())
+
+
+def test_grants_are_read_back_and_none_of_another_organisation(new_world: NewWorld) -> None:
+    world = new_world(credits_=0)
+    ledger = world.process().ledger
+    ledger.create_account("neighbour", world.deadline())
+    given = [Grant("a", 50, "May", "ann", 1), Grant("b", -20, "June", "bob", 2)]
+    for grant in given:
+        ledger.grant(world.organisation, grant, world.deadline())
+    ledger.grant("neighbour", Grant("c", 5, "", "ann", 3), world.deadline())
+    reserve(world)
+    found = [each for each in ledger.grants(world.organisation, world.deadline()) if each in given]
+    assert found == given
+    (other,) = ledger.grants("neighbour", world.deadline())
+    assert other.grant_id == "c"
+
+
 def test_the_audit_finds_credits_that_came_from_nowhere(new_world: NewWorld) -> None:
     world = new_world(credits_=50)
     reserve(world)

@@ -2,7 +2,8 @@
 
 Reads ``PORT`` (8000 unless set), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
 ``GEMINI_MODEL``. Writes the API key to ``.local/api-key`` while it runs, what the functions log to
-``.local/service.log``, and for ``sam local invoke`` a template whose functions reach this stack to
+``.local/service.log``, for ``gemini-generate --local`` the variables that lead to this stack to
+``.local/environment.json``, and for ``sam local invoke`` a template whose functions reach it to
 ``.local/sam-template.json``, all under the current directory.
 """
 
@@ -76,7 +77,7 @@ def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
     with _private_file(log_path) as log, contextlib.redirect_stdout(log):
         # Imported only now: the port is known to be free, and what the functions log to standard
         # output goes to the file.
-        from infra.local.samples import open_sample_accounts  # noqa: PLC0415
+        from infra.local.samples import environment, open_sample_accounts  # noqa: PLC0415
         from infra.local.samples import sam_template as for_sam  # noqa: PLC0415
         from infra.local.stack import LocalStack  # noqa: PLC0415
 
@@ -87,6 +88,7 @@ def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
         ):
             key_path = DIRECTORY / "api-key"
             files.enter_context(_file(key_path, stack.api_key + "\n"))
+            files.enter_context(_file(DIRECTORY / "environment.json", environment(stack)))
             if stack.stand_in is not None:
                 open_sample_accounts(stack)
                 files.enter_context(_file(DIRECTORY / "sam-template.json", for_sam(stack)))

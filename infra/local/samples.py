@@ -1,4 +1,4 @@
-"""What the sample events under ``infra/events`` need from a local stack, and how SAM finds it.
+"""What the sample events under ``infra/events`` need from a local stack, and how others find it.
 
 The events carry API keys, so the keys are written down, and are good for nothing but a local stack
 with its painting stand-in: no deployment knows them, and none can come to know them, as keys are
@@ -19,7 +19,7 @@ from lib.ledger import Ledger
 from lib.ledger_rows import Grant
 from lib.table import Table
 
-__all__ = ["SAMPLE_CREDITS", "artifact", "open_sample_accounts", "sam_template"]
+__all__ = ["SAMPLE_CREDITS", "artifact", "environment", "open_sample_accounts", "sam_template"]
 
 SAMPLE_CREDITS = 100
 # An organisation with credits, and one without.
@@ -50,6 +50,11 @@ def open_sample_accounts(stack: LocalStack) -> None:
     ledger.grant("sample", grant, deadline)
 
 
+def environment(stack: LocalStack) -> str:
+    """The variables, as a JSON object, that lead another process of this machine to the stack."""
+    return json.dumps(_settings() | dict(stack.aws.environment()), indent=2) + "\n"
+
+
 def artifact() -> str:
     """The directory that ``make build`` fills for this machine's processor."""
     return str(PROJECT_ROOT / ".build" / "artifact" / _architecture())
@@ -63,9 +68,8 @@ def sam_template(stack: LocalStack) -> str:
     samcli/local/lambdafn/env_vars.py.
     """
     functions = Template.from_file().functions()
-    settings = {name: os.environ[name] for each in functions for name in each.environment}
     addresses = {name: os.environ[name] for name in (*stack.aws.environment(), *_OF_GOOGLE)}
-    variables = settings | {
+    variables = _settings() | {
         name: value.replace("127.0.0.1", "host.docker.internal")
         for name, value in addresses.items()
     }
@@ -86,6 +90,11 @@ def sam_template(stack: LocalStack) -> str:
     }
     transform = "AWS::Serverless-2016-10-31"
     return json.dumps({"Transform": transform, "Resources": resources}, indent=2) + "\n"
+
+
+def _settings() -> dict[str, str]:
+    functions = Template.from_file().functions()
+    return {name: os.environ[name] for each in functions for name in each.environment}
 
 
 def _architecture() -> str:
