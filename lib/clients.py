@@ -50,35 +50,18 @@ def read_secret(client: "SecretsManagerClient", name: str) -> str:
 
 def dynamodb(region: str | None = None) -> "DynamoDBClient":
     """A DynamoDB client; ``lib.table`` does the retrying."""
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=DYNAMODB_READ_S,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=MAX_CONNECTIONS,
-    )
-    return boto3.client("dynamodb", region_name=region, config=config)
+    return boto3.client("dynamodb", region_name=region, config=_config(DYNAMODB_READ_S))
 
 
 def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
     """A Secrets Manager client with one retry of botocore's own; its writes carry tokens."""
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=SECRETS_READ_S,
-        retries={"mode": "standard", "total_max_attempts": 2},
-        max_pool_connections=MAX_CONNECTIONS,
-    )
+    config = _config(SECRETS_READ_S, attempts=2)
     return boto3.client("secretsmanager", region_name=region, config=config)
 
 
 def sqs(region: str | None = None) -> "SQSClient":
     """An SQS client; ``lib.jobs`` does the retrying."""
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=SQS_READ_S,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=MAX_CONNECTIONS,
-    )
-    return boto3.client("sqs", region_name=region, config=config)
+    return boto3.client("sqs", region_name=region, config=_config(SQS_READ_S))
 
 
 class ObjectStore:
@@ -110,13 +93,11 @@ class ObjectStore:
             return self._client
 
     def _make(self) -> "S3Client":
-        config = Config(
-            connect_timeout=CONNECT_S,
-            read_timeout=STORAGE_READ_S,
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=MAX_CONNECTIONS,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
+        config = _config(STORAGE_READ_S).merge(
+            Config(
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            )
         )
         if self._credentials_secret is None:
             return boto3.client(
@@ -135,3 +116,12 @@ class ObjectStore:
             aws_secret_access_key=secret_key,
             config=config,
         )
+
+
+def _config(read_s: int, attempts: int = 1) -> Config:
+    return Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=read_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=MAX_CONNECTIONS,
+    )

@@ -43,6 +43,8 @@ __all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
 FIRST_TAKE_WITHIN_S = 10.0
 # The customer waits for nothing but this any more.
 LAST_TAKE_WITHIN_S = 4.0
+# What a request takes at most from its reservation until its job is queued and has a longer lease.
+QUEUED_WITHIN_S = 20
 
 
 class ImageModel(Protocol):
@@ -128,7 +130,7 @@ class Generations:
             generation = self._reserve(order, deadline, observation)
         except AlreadyAccepted as earlier:
             observation.count("Replays")
-            if _may_not_be_queued(earlier.generation):
+            if self._may_not_be_queued(earlier.generation):
                 with contextlib.suppress(JobNotQueued):
                     self._queue(earlier.generation, deadline, observation)
             return self._accepted(earlier.generation, repeated=True)
@@ -205,6 +207,16 @@ class Generations:
         except LedgerUnreachable as fault:
             # The worker does the same when the job comes to it, which is mostly at once.
             observation.warning("the lease of a queued generation stays short", fault)
+
+    def _may_not_be_queued(self, generation: Generation) -> bool:
+        """Whether the request that made it seems to have died before it queued the job.
+
+        It has had its time, and the lease is still that of a request. A second message for a job
+        would be harmless, but two workers would pay for two pictures.
+        """
+        created_s = generation.created_ms // 1000
+        lease_is_short = (generation.lease_expires_at or 0) <= created_s + LEASE_S
+        return lease_is_short and self._clock() > created_s + QUEUED_WITHIN_S
 
     def _make_and_store(
         self, generation: Generation, deadline: Deadline, observation: Observation
@@ -306,15 +318,6 @@ class Generations:
     def _image_key(self, organisation: str) -> Callable[[int], str]:
         suffix = f"-{secrets.token_urlsafe(16)}" if self._key_suffix else ""
         return lambda created_ms: f"generated/gemini/{organisation}/{created_ms:013d}{suffix}.png"
-
-
-def _may_not_be_queued(generation: Generation) -> bool:
-    """Whether the lease is still that of a request: it died before it queued the job, or is at it.
-
-    A second message for a job is harmless.
-    """
-    created_s = generation.created_ms // 1000
-    return (generation.lease_expires_at or 0) <= created_s + LEASE_S
 
 
 def _report(failure: GenerationFailed, generation: Generation, observation: Observation) -> None:

@@ -19,12 +19,25 @@ from infra.template import PROJECT_ROOT
 from infra.verify.dynamodb_local import DynamoDbLocal
 from infra.verify.sandboxes import Sandboxes
 
-__all__ = ["ARCHITECTURE", "STACKS", "artifact", "artifact_stack", "new_stack"]
+__all__ = [
+    "ARCHITECTURE",
+    "HERE",
+    "SLOW_STACKS",
+    "STACKS",
+    "artifact",
+    "artifact_stack",
+    "new_stack",
+]
 
 # The one whose native code runs here.
 ARCHITECTURE = "x86_64" if platform.machine() == "x86_64" else "arm64"
 IN_THIS_PROCESS = "handlers in this process"
-STACKS = [IN_THIS_PROCESS, pytest.param("artifact in Lambda's runtime", marks=pytest.mark.real)]
+ON_THE_ARTIFACT = pytest.param("artifact in Lambda's runtime", marks=pytest.mark.real)
+STACKS = [IN_THIS_PROCESS, ON_THE_ARTIFACT]
+# For what has to look into this process, and takes its time.
+HERE = [pytest.param(IN_THIS_PROCESS, marks=pytest.mark.real)]
+# For what takes its time: `make verify` runs it on the artifact, and who looks for a fault, here.
+SLOW_STACKS = [pytest.param(IN_THIS_PROCESS, marks=pytest.mark.slow), ON_THE_ARTIFACT]
 
 
 @pytest.fixture(scope="session")

@@ -310,6 +310,7 @@ def test_a_balance_below_zero_is_named(aws: EmbeddedAws, run: Run, acme: str) ->
     assert "\n  the balance is -5\n" in said.out
 
 
+@pytest.mark.real
 def test_an_account_that_is_never_at_rest_does_not_keep_the_others_from_being_audited(
     aws: EmbeddedAws, run: Run, acme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +503,7 @@ def test_every_organisation_is_listed_with_its_credits_and_limit(run: Run, acme:
     ]
 
 
+@pytest.mark.real
 def test_hundreds_of_organisations_stay_in_their_columns(
     aws: EmbeddedAws, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

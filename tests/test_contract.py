@@ -981,6 +981,7 @@ def test_of_twenty_requests_at_once_with_one_key_one_is_charged(
 # 429
 
 
+@pytest.mark.real
 def test_an_organisation_gets_sixty_images_a_minute_and_pays_for_no_more(
     stack: LocalStack,
 ) -> None:

@@ -202,6 +202,12 @@ PATHS = [
 
 
 SLOW_ON_MOTO = {
+    "success",
+    "replay",
+    "same key in flight",
+    "reconciler refunds",
+    "reconciler settles",
+    "work that fails",
     "success in a taken millisecond",
     "success in a new minute",
     "key free again after a refund",

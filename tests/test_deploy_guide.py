@@ -642,16 +642,23 @@ def test_the_log_lines_hold_what_a_success_writes(
     )
 
     def written() -> int:
-        captured = capfd.readouterr()
-        return len((captured.out + captured.err).encode())
+        # A line of the service is JSON; what is not comes from something else in this process.
+        lines = capfd.readouterr().out.splitlines()
+        return sum(len(line.encode()) + 1 for line in lines if line.startswith("{"))
 
+    requested, accepted = [], []
     with World(moto_engine) as world:
-        written()
-        world.request(world.process())
-        of_a_request = written()
-        world.accept(world.process())
-        world.deliver()
-        of_an_accepted_one = written()
+        # Whatever else goes on in this process writes too: the least of three is ours alone.
+        for _ in range(3):
+            world.clock.sleep(1)
+            written()
+            world.request(world.process())
+            requested.append(written())
+            world.mailbox.messages.clear()
+            world.accept(world.process())
+            world.deliver()
+            accepted.append(written())
+    of_a_request, of_an_accepted_one = min(requested), min(accepted)
 
     around = of_an_invocation + of_the_gateway
     assert 0 < of_a_request + around <= counted

@@ -41,7 +41,7 @@ from tests.customer import (
     prompt_of,
     scripted_stack,
 )
-from tests.stacks import STACKS
+from tests.stacks import HERE, SLOW_STACKS
 
 NOT_FOUND = {"error": "Not found"}
 ASKED_FOR = {"id", "status", "createdAt", "prompt", "aspectRatio"}
@@ -58,7 +58,7 @@ REQUEST_HASH = "a-request-hash-that-nobody-sees"
 IDEMPOTENCY_KEY = "a-key-that-nobody-sees"
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(scope="module", params=SLOW_STACKS)
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running
@@ -502,7 +502,8 @@ def test_a_cursor_survives_what_comes_after_it(customer: Customer) -> None:
     assert page(customer, limit=2, cursor=cursor) == (second, None)
 
 
-@pytest.mark.parametrize("limit", [100, pytest.param(37, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [100, 37])
+@pytest.mark.real
 def test_a_thousand_generations_are_paged_with_no_gap_and_no_repeat_while_new_ones_come(
     customer: Customer, limit: int
 ) -> None:
@@ -656,7 +657,7 @@ print(json.dumps({"calls": calls, "statuses": statuses, "modules": list(sys.modu
 """
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_the_function_behind_all_this_never_writes_and_never_loads_googles_sdk(
     customer: Customer,
 ) -> None:
@@ -720,7 +721,7 @@ def build_the_function_anew() -> None:
     handlers.account.service()
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_without_a_ledger_every_read_is_a_500_that_says_nothing_of_what_is_inside(
     customer: Customer,
 ) -> None:

@@ -318,11 +318,8 @@ WITH_THREE = {
 }
 
 
-QUICK = {"two reconcilers and an abandoned image"}
-ON_MOTO = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in SCENES]
-
-
-@pytest.mark.parametrize("name", ON_MOTO)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENES)
 def test_in_every_order_the_books_are_sound_on_moto(
     name: str, moto_engine: Engine, schedule: list[int] | None
 ) -> None:

@@ -44,7 +44,7 @@ from tests.customer import (
     until,
     within_one_minute,
 )
-from tests.stacks import STACKS
+from tests.stacks import HERE, SLOW_STACKS
 
 HINT = "Prefer: respond-async"
 UPSTREAM = "upstream-words-91d4"
@@ -53,7 +53,7 @@ AT_ONCE_S = 4
 SLOWER_THAN_THAT_S = 6
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(scope="module", params=SLOW_STACKS)
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running
@@ -200,7 +200,7 @@ def test_a_model_slower_than_the_gateway_makes_its_image_for_those_who_do_not_wa
 # The synchronous route
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_a_wait_that_was_too_long_is_told_what_to_send_and_costs_nothing(
     customer: Customer,
 ) -> None:

@@ -226,6 +226,7 @@ def test_an_image_costs_five_credits_and_is_a_png_of_the_shape_asked_for(
     assert customer.balance() == 95
 
 
+@pytest.mark.real
 def test_all_ten_ratios_come_out_in_shape_and_none_at_all_is_a_square(stack: LocalStack) -> None:
     customer = Customer(stack)
 
@@ -239,6 +240,7 @@ def test_all_ten_ratios_come_out_in_shape_and_none_at_all_is_a_square(stack: Loc
     assert customer.balance() == 100 - 11 * 5
 
 
+@pytest.mark.real
 @pytest.mark.usefixtures("quick_model")
 def test_twenty_images_use_a_hundred_credits_up_and_the_next_is_refused(
     stack: LocalStack,
@@ -259,6 +261,7 @@ def test_twenty_images_use_a_hundred_credits_up_and_the_next_is_refused(
     assert len(customer.stored()) == 20
 
 
+@pytest.mark.real
 @pytest.mark.usefixtures("quick_model")
 def test_of_thirty_requests_at_once_exactly_the_twenty_that_are_paid_succeed(
     stack: LocalStack,
@@ -290,6 +293,7 @@ def misbehaviour(stack: LocalStack) -> dict[str, tuple[Customer, Answer]]:
         }
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("failure", "message"), AT_ONCE)
 def test_the_models_misbehaviour_ends_in_an_image_or_in_a_refund(
     misbehaviour: dict[str, tuple[Customer, Answer]], failure: str, message: str
@@ -466,6 +470,7 @@ def paste(line: str) -> str:
     return done.stdout
 
 
+@pytest.mark.real
 def test_the_printed_lines_work_when_pasted_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
     port = free_port()
     with Running(tmp_path, str(port)) as running:

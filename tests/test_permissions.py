@@ -15,6 +15,9 @@ from infra.template import TEMPLATE_PATH, parse
 from tests.cloudformation import Variant
 from tests.operation import R2_KEY_ID, Need, Operation, operated
 
+# The whole service is put to work for it, which takes its time.
+pytestmark = pytest.mark.real
+
 FUNCTIONS = ("GenerateFunction", "AccountFunction", "WorkerFunction", "ReconcileFunction")
 # What Lambda itself does with a function's role, which no call of ours shows.
 OF_LAMBDA = {
@@ -157,7 +160,7 @@ def in_r2() -> Iterator[Operation]:
         yield done
 
 
-@pytest.fixture(params=["in_s3", "in_r2"])
+@pytest.fixture(params=["in_s3", pytest.param("in_r2", marks=pytest.mark.real)])
 def operation(request: pytest.FixtureRequest) -> Operation:
     done: Operation = request.getfixturevalue(request.param)
     return done

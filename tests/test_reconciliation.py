@@ -126,18 +126,18 @@ def test_without_the_store_nothing_is_decided_and_the_next_run_does_it(world: Wo
 
 
 def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) -> None:
-    world = new_world(credits_=250, rate_limit=10_000)
-    for _ in range(50):
+    world = new_world(credits_=150, rate_limit=10_000)
+    for _ in range(30):
         abandon(world, MODEL)
     world.let_leases_pass()
 
     def takes_a_while(_call: Call) -> None:
         world.clock.sleep(0.01)
 
-    first = world.reconcile(world.process(Wire(before_each=takes_a_while)), ends_after_s=1)
+    first = world.reconcile(world.process(Wire(before_each=takes_a_while)), ends_after_s=0.6)
     assert first is not None
-    assert 0 < first.refunded < 50
+    assert 0 < first.refunded < 30
     assert first.left > 0
     world.settle_down()
-    assert world.balance() == 250
+    assert world.balance() == 150
     assert world.violations() == []

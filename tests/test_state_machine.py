@@ -318,7 +318,7 @@ def test_no_history_makes_the_service_disagree_with_a_plain_account(engine: Engi
 
     Machine.engine = engine
     chosen = settings(
-        max_examples=12 if engine.name == "moto" else 100,
+        max_examples=8 if engine.name == "moto" else 100,
         stateful_step_count=12,
         deadline=None,
         derandomize=True,

@@ -44,7 +44,7 @@ from tests.customer import (
     until,
 )
 from tests.engines import Engine
-from tests.stacks import STACKS
+from tests.stacks import HERE, SLOW_STACKS
 from tests.world import Fault, Process, Wire, World
 
 # The calls of a worker: take, generate, put, settle.
@@ -54,7 +54,7 @@ RECEIVES = 3
 RECONCILED_EVERY_S = 60
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(scope="module", params=SLOW_STACKS)
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running
@@ -420,7 +420,7 @@ def ledger_out_of_reach() -> Iterator[None]:
         build_the_worker_anew()
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_a_message_that_finds_no_ledger_comes_again_and_then_makes_the_image(
     stack: LocalStack, customer: Customer
 ) -> None:
@@ -438,7 +438,7 @@ def test_a_message_that_finds_no_ledger_comes_again_and_then_makes_the_image(
     assert (customer.balance(), len(customer.stored())) == (90, 2)
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_a_worker_with_no_time_left_refunds_or_leaves_the_message(
     stack: LocalStack, customer: Customer
 ) -> None:
@@ -453,7 +453,7 @@ def test_a_worker_with_no_time_left_refunds_or_leaves_the_message(
     assert (customer.balance(), customer.stored()) == (100, [])
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_after_three_receives_a_message_is_a_dead_letter_and_the_lease_brings_the_credits_back(
     stack: LocalStack, customer: Customer
 ) -> None:
@@ -494,7 +494,7 @@ def dead_letters(stack: LocalStack, queue_url: str) -> list[str]:
 # What is in a log, and what is in a message
 
 
-@pytest.mark.parametrize("stack", STACKS[:1], indirect=True)
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_the_log_of_a_worker_says_how_it_ended_and_nothing_of_what_was_asked_for(
     stack: LocalStack,
     customer: Customer,
@@ -687,6 +687,7 @@ def test_a_retry_queues_what_the_request_before_it_died_with(moto_engine: Engine
     with World(moto_engine) as world:
         died_before_the_send = Wire(strikes_at=1, fault=Fault.KILLED_BEFORE)
         assert world.accept(world.process(died_before_the_send), "order-1") is None
+        world.clock.sleep(21)
 
         repeated = world.accept(world.process(), "order-1")
 

@@ -19,7 +19,7 @@ from PIL import Image
 from lib.png import encode_png
 from tests.pictures import as_jpeg, illustration, night_photo, noise, photo
 
-__all__ = ["Figures", "main", "measure"]
+__all__ = ["Figures", "main", "measure", "pictures"]
 
 SIZES = ((1376, 768), (2048, 2048))
 BYTES_TARGET = 1.10
@@ -80,7 +80,8 @@ def _save_with_pillow(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures() -> Iterator[tuple[str, Image.Image, float]]:
+def pictures() -> Iterator[tuple[str, Image.Image, float]]:
+    """Each picture of the set: its name, the picture after JPEG, and what CPU it is allowed."""
     for size in SIZES:
         for kind, (draw, cpu_target) in KINDS.items():
             sent = Image.open(BytesIO(as_jpeg(draw(size))))
@@ -95,7 +96,7 @@ def main() -> int:
     repeats = options.parse_args().repeats
     missed = []
     print(f"{'picture':26}{'Pillow ms':>10}{'ours ms':>9}{'CPU':>7}{'target':>8}{'bytes':>8}")
-    for name, picture, cpu_target in _pictures():
+    for name, picture, cpu_target in pictures():
         figures = measure(picture, repeats)
         print(
             f"{name:26}{figures.pillow_ms:10.0f}{figures.our_ms:9.0f}"

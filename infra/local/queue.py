@@ -20,27 +20,24 @@ if TYPE_CHECKING:
 
 __all__ = ["EventSource"]
 
-_POLL_EVERY_S = 0.1
+_POLL_EVERY_S = 0.2
 _AT_ONCE = 4
 
 
 class EventSource:
-    """Polls one queue, on a few threads, from ``start`` until ``stop``."""
+    """Polls one queue from ``start`` until ``stop``, and delivers up to four messages at once."""
 
     def __init__(self, client: "SQSClient", queue_url: str, function: LocalFunction) -> None:
         self._client = client
         self._queue_url = queue_url
         self._function = function
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._poll, name=f"queue-{number}", daemon=True)
-            for number in range(_AT_ONCE)
-        ]
+        self._free = threading.Semaphore(_AT_ONCE)
+        self._thread = threading.Thread(target=self._poll, name="queue", daemon=True)
 
     def start(self) -> None:
         """Delivers from now on."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """No message is delivered after this; a call that runs is left to end by itself."""
@@ -49,25 +46,45 @@ class EventSource:
     def _poll(self) -> None:
         while not self._stopping.wait(_POLL_EVERY_S):
             try:
-                while not self._stopping.is_set() and self._deliver():
+                while not self._stopping.is_set() and self._hand_out():
                     pass
             except (BotoCoreError, ClientError):
-                # The queue goes away when the stack stops.
-                if not self._stopping.is_set():
-                    print("the queue does not answer", file=sys.stderr)
+                self._complain()
 
-    def _deliver(self) -> bool:
-        """Whether there was a message."""
-        answer = self._client.receive_message(
-            QueueUrl=self._queue_url, MaxNumberOfMessages=1, MessageSystemAttributeNames=["All"]
-        )
-        messages = answer.get("Messages", [])
+    def _hand_out(self) -> bool:
+        """Whether there was a message, and somebody free to take it."""
+        if not self._free.acquire(blocking=False):
+            return False
+        messages: list[MessageTypeDef] = []
+        try:
+            answer = self._client.receive_message(
+                QueueUrl=self._queue_url,
+                MaxNumberOfMessages=1,
+                MessageSystemAttributeNames=["All"],
+            )
+            messages = answer.get("Messages", [])
+        finally:
+            if not messages:
+                self._free.release()
         for message in messages:
+            threading.Thread(target=self._deliver, args=(message,), daemon=True).start()
+        return bool(messages)
+
+    def _deliver(self, message: "MessageTypeDef") -> None:
+        try:
             if self._is_done(message):
                 self._client.delete_message(
                     QueueUrl=self._queue_url, ReceiptHandle=message["ReceiptHandle"]
                 )
-        return bool(messages)
+        except (BotoCoreError, ClientError):
+            self._complain()
+        finally:
+            self._free.release()
+
+    def _complain(self) -> None:
+        # The queue goes away when the stack stops.
+        if not self._stopping.is_set():
+            print("the queue does not answer", file=sys.stderr)
 
     def _is_done(self, message: "MessageTypeDef") -> bool:
         try:
