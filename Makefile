@@ -43,7 +43,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 verify: verify-tools
-	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile --no-loadscope-reorder
 
 # Needs Java 17, npm, Chromium and its driver (Debian: default-jre-headless npm chromium
 # chromium-driver) and a Python 3.13.

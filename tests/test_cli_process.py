@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Operator:
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "env": self.environment(),
+            # Whoever runs the tests in the background may have Ctrl-C switched off for all below.
+            "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         }
         return subprocess.Popen(  # noqa: S603 - our own command
             [PROGRAM, *words], cwd=self.directory, text=True, **settings | options
@@ -327,12 +330,12 @@ def test_a_full_disk_ends_it_without_a_traceback(operator: Operator) -> None:
 def test_ctrl_c_ends_it_with_a_sentence(operator: Operator) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        process = operator.start("org", "list", env=elsewhere(operator, url))
-        connection, _ = silent.accept()
-        with connection:
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=TAKES_S)
+        with operator.start("org", "list", env=elsewhere(operator, url)) as process:
+            connection, _ = silent.accept()
+            with connection:
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=TAKES_S)
 
     said = Said(process.returncode, out, err)
     assert_refused(said, "interrupted; look at what was done, then repeat it")
