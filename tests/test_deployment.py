@@ -27,6 +27,9 @@ from lib.settings import Settings
 from tests.cloudformation import Variant, cycle_in
 from tests.moto_models import ALREADY_KNOWN, MAKERS
 
+# The stack is made twice for it, which takes its time.
+pytestmark = pytest.mark.real
+
 ON_R2: dict[str, object] = {
     "StorageEndpointUrl": "https://account.r2.cloudflarestorage.com",
     "R2Bucket": "pictures",

@@ -8,6 +8,7 @@ must agree after every step. Any message that was ever sent may come at any time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -312,6 +313,7 @@ class Money(RuleBasedStateMachine):
         assert self.world.audit().drift == 0
 
 
+@pytest.mark.real
 def test_no_history_makes_the_service_disagree_with_a_plain_account(engine: Engine) -> None:
     class Machine(Money):
         pass
