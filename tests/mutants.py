@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("lib", "handlers", "infra", "tests", "pyproject.toml", "template.yaml")
 TEST_RUN_TAKES_AT_MOST_S = 600
 AT_ONCE = 2
-OPTIONS = ("-q", "-x", "-m", "not real", "-p", "no:cacheprovider")
+OPTIONS = ("-q", "-x", "-m", "", "-p", "no:cacheprovider")
 
 LEDGER = "tests/test_ledger.py::"
 CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_invents_a_credit_on_moto"
