@@ -18,12 +18,13 @@ from lib.contract import openapi
 from lib.deadline import Deadline
 from lib.errors import NotFound, ServiceError, ServiceUnavailable, public_message
 from lib.ledger import Ledger
-from lib.ledger_rows import Generation, Status
+from lib.ledger_rows import Generation, Status, parse_id
 from lib.models import (
     CREDITS_PER_IMAGE,
     CreditsResponse,
     GenerationResponse,
     HistoryResponse,
+    cursor_before,
     parse_history_request,
 )
 from lib.observability import Telemetry
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Service", "handler", "service"]
 
 ANSWER_TAKES_S = 0.5
-_ID_DIGITS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ def _credits(
 def _generation(
     rooms: Service, organisation: str, event: Event, deadline: Deadline
 ) -> dict[str, object]:
-    given = str((event.get("pathParameters") or {}).get("id", ""))
-    if not (given.isascii() and given.isdigit() and len(given) == _ID_DIGITS):
+    created_ms = parse_id(str((event.get("pathParameters") or {}).get("id", "")))
+    if created_ms is None:
         raise NotFound
-    found = rooms.ledger.generation(organisation, int(given), deadline)
+    found = rooms.ledger.generation(organisation, created_ms, deadline)
     if found is None:
         raise NotFound
     return _shown(rooms, found).model_dump(exclude_none=True)
@@ -128,7 +128,7 @@ def _history(
     # One more than asked for tells whether there is another page.
     found = rooms.ledger.history(organisation, asked.limit + 1, asked.before_ms, deadline)
     page = found[: asked.limit]
-    cursor = asked.next_cursor(page[-1].created_ms) if len(found) > len(page) else None
+    cursor = cursor_before(page[-1].created_ms) if len(found) > len(page) else None
     shown = HistoryResponse(generations=[_shown(rooms, each) for each in page])
     return shown.model_dump(exclude_none=True) | {"nextCursor": cursor}
 

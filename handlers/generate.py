@@ -43,7 +43,6 @@ class Service:
     api_keys: ApiKeys
     model: Gemini
     generations: Generations
-    takes_jobs: bool
     telemetry: Telemetry
 
 
@@ -57,7 +56,6 @@ def service() -> Service:
         api_keys=rooms.api_keys,
         model=model,
         generations=Generations(rooms.ledger, model, rooms.images, rooms.jobs, key_suffix=suffix),
-        takes_jobs=rooms.jobs is not None,
         telemetry=rooms.telemetry,
     )
 
@@ -126,7 +124,7 @@ def _order(rooms: Service, event: Event) -> Order:
         request.prompt,
         request.aspectRatio,
         idempotency_key,
-        asynchronous=rooms.takes_jobs and _prefers_async(event),
+        asynchronous=rooms.generations.takes_jobs and _prefers_async(event),
     )
 
 

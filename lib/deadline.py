@@ -16,6 +16,7 @@ __all__ = [
     "FUNCTION_TIMEOUT_S",
     "JOB_WAITS_S",
     "LEASE_S",
+    "REFUND_TAKES_S",
     "VISIBILITY_TIMEOUT_S",
     "WORKER_LEASE_S",
     "WORKER_TIMEOUT_S",
@@ -25,6 +26,8 @@ __all__ = [
 FUNCTION_TIMEOUT_S = 29
 AFTER_MODEL_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
+# One call to DynamoDB that nobody answers. Nothing is tried again that would leave less.
+REFUND_TAKES_S = 3.0
 
 WORKER_TIMEOUT_S = 300
 VISIBILITY_TIMEOUT_S = WORKER_TIMEOUT_S + 30

@@ -95,6 +95,11 @@ class Generations:
         self._key_suffix = key_suffix
         self._clock = clock
 
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether there is a queue, so that ``accept`` can be called."""
+        return self._jobs is not None
+
     def generate(self, order: Order, deadline: Deadline, observation: Observation) -> Finished:
         """One paid image, or the one that the order's idempotency key already paid for.
 
@@ -258,13 +263,10 @@ class Generations:
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
-        # An earlier delivery of a job may have stored its image, and died before it was settled.
+        # Another delivery of a job may be storing its image now, or died before it was settled.
         in_doubt = generation.asynchronous or isinstance(failure, StorageFailed | UnexpectedFailure)
         may_be_stored = in_doubt and not isinstance(failure, KeyTaken)
-        revisit_at = int(self._clock()) + LEASE_S if may_be_stored else None
-        if generation.asynchronous:
-            # Another delivery of the job may be storing the image at this moment.
-            revisit_at = int(self._clock()) + WORKER_LEASE_S
+        revisit_at = int(self._clock()) + generation.lease_s if may_be_stored else None
         try:
             with observation.timed("LedgerMs"):
                 status = self._ledger.refund(generation, failure.code, deadline, revisit_at)

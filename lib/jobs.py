@@ -6,7 +6,6 @@ ended.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lib.deadline import Deadline
+from lib.api_keys import is_organisation
+from lib.deadline import REFUND_TAKES_S, Deadline
 from lib.errors import JobNotQueued
+from lib.ledger_rows import parse_id
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -26,11 +27,7 @@ __all__ = ["CALL_TAKES_S", "Job", "Jobs", "UnreadableJob"]
 # What one call may take at most: the client's timeouts, and a little for what is around it.
 CALL_TAKES_S = 3.5
 MAX_SENDS = 3
-# A refund must still fit in after a send that fails.
-REFUND_TAKES_S = 4.0
 MAX_MESSAGE_CHARACTERS = 1_000
-_ORGANISATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_CREATED_MS = re.compile(r"[0-9]{13}")
 
 
 class UnreadableJob(Exception):
@@ -64,12 +61,15 @@ class Job:
         except (ValueError, RecursionError) as fault:
             raise UnreadableJob from fault
         match fields:
-            case {"organisation": str(organisation), "generation": str(created_ms)} if (
-                _ORGANISATION.fullmatch(organisation) and _CREATED_MS.fullmatch(created_ms)
+            case {"organisation": str(organisation), "generation": str(generation)} if (
+                is_organisation(organisation)
             ):
-                return cls(organisation, int(created_ms))
+                created_ms = parse_id(generation)
             case _:
                 raise UnreadableJob
+        if created_ms is None:
+            raise UnreadableJob
+        return cls(organisation, created_ms)
 
 
 class Jobs:

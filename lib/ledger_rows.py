@@ -8,10 +8,13 @@
 ``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, overload
+
+from lib.deadline import LEASE_S, WORKER_LEASE_S
 
 __all__ = [
     "DEFAULT_RATE_LIMIT",
@@ -27,10 +30,12 @@ __all__ = [
     "idempotency_key",
     "number",
     "organisation_of",
+    "parse_id",
     "string",
 ]
 
 Item = Mapping[str, Any]
+_ID = re.compile(r"[0-9]{13}")
 DEFAULT_RATE_LIMIT = 60
 HOLD_SHARDS = 4
 
@@ -71,6 +76,11 @@ def idempotency_key(organisation: str, key: str) -> dict[str, dict[str, str]]:
 def organisation_of(item: Item) -> str:
     """Whose item it is."""
     return str(item["pk"]["S"]).removeprefix("ORG#")
+
+
+def parse_id(text: str) -> int | None:
+    """The creation time in milliseconds that ``Generation.id`` tells; None if it is no id."""
+    return int(text) if _ID.fullmatch(text) else None
 
 
 def hold_shard(created_ms: int) -> str:
@@ -127,6 +137,11 @@ class Generation:
     def id(self) -> str:
         """The identity in the organisation: its creation time, 13 digits."""
         return f"{self.created_ms:013d}"
+
+    @property
+    def lease_s(self) -> int:
+        """How long, in seconds, somebody may still be making its image after the row is seen."""
+        return WORKER_LEASE_S if self.asynchronous else LEASE_S
 
     @property
     def key(self) -> dict[str, dict[str, str]]:

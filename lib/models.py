@@ -34,6 +34,7 @@ __all__ = [
     "HistoryRequest",
     "HistoryResponse",
     "InsufficientCreditsResponse",
+    "cursor_before",
     "parse_generate_request",
     "parse_history_request",
     "parse_idempotency_key",
@@ -179,13 +180,6 @@ class HistoryRequest:
     limit: int
     before_ms: int | None
 
-    def next_cursor(self, last_ms: int) -> str:
-        """The cursor of the page that follows a page whose last generation is ``last_ms``.
-
-        It is a time and nothing else: whose generations are read is said by the API key alone.
-        """
-        return base64.urlsafe_b64encode(f"before:{last_ms:013d}".encode()).decode().rstrip("=")
-
 
 class CreditsResponse(_WireModel):
     """The body of ``GET /api/v1/billing/credits``."""
@@ -224,6 +218,14 @@ def parse_idempotency_key(key: str | None) -> str | None:
             f"{MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters",
         )
     return key
+
+
+def cursor_before(created_ms: int) -> str:
+    """The cursor of the page that follows a page whose last generation is ``created_ms``.
+
+    It is a time and nothing else: whose generations are read is said by the API key alone.
+    """
+    return base64.urlsafe_b64encode(f"before:{created_ms:013d}".encode()).decode().rstrip("=")
 
 
 def _before_ms(cursor: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from lib.deadline import LEASE_S, WORKER_LEASE_S, Deadline
+from lib.deadline import Deadline
 from lib.ledger import Ledger, ReservationGone
 from lib.ledger_rows import Generation, Item, Status
 from lib.observability import Observation
@@ -119,8 +119,7 @@ class Reconciler:
         is_own = stored is not None and stored.attempt_id == hold.attempt_id
         if stored is not None and is_own and is_whole_png(stored.content):
             return self._settle(hold, stored, deadline)
-        lease_s = WORKER_LEASE_S if hold.asynchronous else LEASE_S
-        revisit_at = int(self._clock()) + lease_s
+        revisit_at = int(self._clock()) + hold.lease_s
         if self._ledger.refund(hold, EXPIRED, deadline, revisit_at) is Status.SETTLED:
             return Ending.SETTLED
         self._delete(hold, stored)

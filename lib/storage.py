@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lib.deadline import Deadline
+from lib.deadline import REFUND_TAKES_S, Deadline
 from lib.errors import StorageFailed
 from lib.models import PNG_MIME_TYPE
 
@@ -27,7 +27,6 @@ __all__ = ["CALL_TAKES_S", "Images", "KeyTaken", "StorageUnreachable", "StoredIm
 MAX_PUTS = 3
 CALL_TAKES_S = 4.0
 """A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
-REFUND_TAKES_S = 3.0
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
 _CACHE_FOR_EVER = "public, max-age=31536000, immutable"

@@ -9,11 +9,19 @@ from typing import Any
 import pytest
 
 from tests import reporting
+from tests.customer import customer
 from tests.engines import Engine, engine, moto_engine, real_engine
 from tests.stacks import artifact
 from tests.world import World
 
-__all__ = ["artifact", "engine", "moto_engine", "pytest_terminal_summary", "real_engine"]
+__all__ = [
+    "artifact",
+    "customer",
+    "engine",
+    "moto_engine",
+    "pytest_terminal_summary",
+    "real_engine",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

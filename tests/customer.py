@@ -39,8 +39,10 @@ __all__ = [
     "assert_rate_limited",
     "assert_replayed",
     "assert_well_formed",
+    "customer",
     "event_of",
     "fetch",
+    "full_bucket",
     "invoke",
     "model",
     "model_says",
@@ -202,6 +204,14 @@ class Customer:
                 {"DeleteRequest": {"Key": row}} for row in rows[start : start + 25]
             ]
             table.batch_write_item(RequestItems={self.stack.table: requests})
+
+
+@pytest.fixture
+def customer(stack: LocalStack) -> Iterator[Customer]:
+    """A new organisation with 100 credits, on the stack of the test's own file."""
+    own = Customer(stack)
+    yield own
+    own.leave()
 
 
 def event_of(body: object, *, is_base64: bool, headers: Headers) -> dict[str, object]:
@@ -378,6 +388,24 @@ def scripted_stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
             Bucket=running.bucket, VersioningConfiguration={"Status": "Enabled"}
         )
         yield running
+
+
+@contextmanager
+def full_bucket(stack: LocalStack) -> Iterator[None]:
+    """While the block runs, the bucket takes no picture."""
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{stack.bucket}/*",
+    }
+    bucket = stack.aws.client("s3")
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    bucket.put_bucket_policy(Bucket=stack.bucket, Policy=policy)
+    try:
+        yield
+    finally:
+        bucket.delete_bucket_policy(Bucket=stack.bucket)
 
 
 def until(look: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:

@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "reconciler: delete first, refund afterwards",
         "lib/reconciliation.py",
-        "        revisit_at = int(self._clock()) + lease_s\n",
-        "        revisit_at = int(self._clock()) + lease_s\n"
+        "        revisit_at = int(self._clock()) + hold.lease_s\n",
+        "        revisit_at = int(self._clock()) + hold.lease_s\n"
         "        self._images.delete(hold.image_key)\n",
         ORDERS + "[a slow request and the reconciler]",
     ),
@@ -320,15 +320,15 @@ MUTANTS = (
     Mutant(
         "refund a job and never come back for what another delivery stores",
         "lib/generation.py",
-        "            revisit_at = int(self._clock()) + WORKER_LEASE_S\n",
-        "            revisit_at = None\n",
+        "+ generation.lease_s if may_be_stored else None\n",
+        "+ LEASE_S if may_be_stored and not generation.asynchronous else None\n",
         ORDERS + "[two deliveries of one job, one of which fails]",
     ),
     Mutant(
         "reconciler: come back for a job's image as soon as for a request's",
-        "lib/reconciliation.py",
-        "WORKER_LEASE_S if hold.asynchronous else LEASE_S",
-        "LEASE_S if hold.asynchronous else LEASE_S",
+        "lib/ledger_rows.py",
+        "return WORKER_LEASE_S if self.asynchronous else LEASE_S",
+        "return LEASE_S",
         ORDERS + "[a late delivery and the reconciler, who comes again]",
     ),
     Mutant(

@@ -45,6 +45,7 @@ from tests.customer import (
     assert_well_formed,
     event_of,
     fetch,
+    full_bucket,
     invoke,
     model,
     model_says,
@@ -109,13 +110,6 @@ def visitor(stack: LocalStack) -> Iterator[Customer]:
     only = Customer(stack)
     yield only
     assert (only.balance(), only.stored()) == (100, [])
-
-
-@pytest.fixture
-def customer(stack: LocalStack) -> Iterator[Customer]:
-    own = Customer(stack)
-    yield own
-    own.leave()
 
 
 # 200
@@ -1062,19 +1056,8 @@ def test_a_failure_is_one_of_the_published_messages_and_costs_nothing(
 
 
 def test_an_image_that_cant_be_stored_costs_nothing(stack: LocalStack, customer: Customer) -> None:
-    statement = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:PutObject",
-        "Resource": f"arn:aws:s3:::{stack.bucket}/*",
-    }
-    bucket = stack.aws.client("s3")
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    bucket.put_bucket_policy(Bucket=stack.bucket, Policy=policy)
-    try:
+    with full_bucket(stack):
         answer = customer.generate()
-    finally:
-        bucket.delete_bucket_policy(Bucket=stack.bucket)
 
     assert_refunded(customer, answer, "The image could not be stored")
     assert "retry-after" not in answer.headers

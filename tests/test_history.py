@@ -64,13 +64,6 @@ def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
         yield running
 
 
-@pytest.fixture
-def customer(stack: LocalStack) -> Iterator[Customer]:
-    own = Customer(stack)
-    yield own
-    own.leave()
-
-
 def row(customer: Customer, created_ms: int, prompt: str = "A fox") -> Generation:
     """A generation as the ledger would have written it; every third was settled."""
     status = list(Status)[created_ms % 3]

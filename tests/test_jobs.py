@@ -33,6 +33,7 @@ from tests.customer import (
     assert_replayed,
     event_of,
     fetch,
+    full_bucket,
     model,
     model_says,
     picture_at,
@@ -57,13 +58,6 @@ SLOWER_THAN_THAT_S = 6
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running
-
-
-@pytest.fixture
-def customer(stack: LocalStack) -> Iterator[Customer]:
-    own = Customer(stack)
-    yield own
-    own.leave()
 
 
 @contextmanager
@@ -308,20 +302,9 @@ def test_nothing_that_the_model_said_is_shown(stack: LocalStack, customer: Custo
 
 
 def test_an_image_that_cant_be_stored_is_refunded(stack: LocalStack, customer: Customer) -> None:
-    statement = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:PutObject",
-        "Resource": f"arn:aws:s3:::{stack.bucket}/*",
-    }
-    bucket = stack.aws.client("s3")
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    bucket.put_bucket_policy(Bucket=stack.bucket, Policy=policy)
-    try:
+    with full_bucket(stack):
         accepted = customer.accept()
         assert_refunded(customer, accepted, "The image could not be stored")
-    finally:
-        bucket.delete_bucket_policy(Bucket=stack.bucket)
 
     assert customer.stored() == []
 

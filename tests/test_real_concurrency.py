@@ -180,7 +180,6 @@ class WholeService:
             api_keys=ApiKeys(secrets, "orgs/"),
             model=Gemini(lambda: "no-key", "no-model"),
             generations=Generations(ledger, self.model, images, jobs, clock=clock),
-            takes_jobs=True,
             telemetry=world.telemetry,
         )
         self._world = world

@@ -60,13 +60,6 @@ def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
         yield running
 
 
-@pytest.fixture
-def customer(stack: LocalStack) -> Iterator[Customer]:
-    own = Customer(stack)
-    yield own
-    own.leave()
-
-
 def reserve(customer: Customer, prompt: str = "A fox") -> Generation:
     """An accepted generation whose message the test delivers itself."""
     stack = customer.stack
