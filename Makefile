@@ -2,6 +2,7 @@
 # make test    the tests that need Python alone
 # make verify  the tests on DynamoDB Local and in Lambda's own runtime loop
 # make check   lint and strict types
+# make bench   measures it beside what a user would have instead: infra/bench/RESULTS.md
 # make build   what is deployed, into .build/artifact/arm64 (ARCHITECTURE=x86_64 for the other)
 # PYTHON=python3.13 make run     uses another Python (3.11 or newer)
 
@@ -14,7 +15,7 @@ ARCHITECTURE ?= arm64
 # A build needs no packages of Python's: an operator's machine may have none.
 BUILDER = $(or $(wildcard $(BIN)/python),$(PYTHON))
 
-.PHONY: run test verify verify-tools check build artifact mutants format lock clean
+.PHONY: run test verify bench verify-tools check build artifact mutants format lock clean
 .DEFAULT_GOAL := help
 
 define python_is_new_enough
@@ -23,7 +24,7 @@ define python_is_new_enough
 endef
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 # The project itself is installed too, as it lies here: that makes $(BIN)/gemini-generate.
 $(INSTALLED): infra/requirements/dev.txt pyproject.toml
@@ -44,6 +45,10 @@ test: $(INSTALLED)
 
 verify: verify-tools
 	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile --no-loadscope-reorder
+
+# Leave the machine alone meanwhile: it takes about half an hour.
+bench: verify-tools
+	@$(BIN)/python -m infra.bench
 
 # Needs Java 17, npm, Chromium and its driver (Debian: default-jre-headless npm chromium
 # chromium-driver) and a Python 3.13.

@@ -19,7 +19,7 @@ from PIL import Image
 from lib.png import encode_png
 from tests.pictures import as_jpeg, illustration, night_photo, noise, photo
 
-__all__ = ["Figures", "main", "measure", "pictures"]
+__all__ = ["Figures", "Picture", "main", "measure", "pictures"]
 
 SIZES = ((1376, 768), (2048, 2048))
 BYTES_TARGET = 1.10
@@ -32,6 +32,10 @@ KINDS: dict[str, tuple[Callable[[tuple[int, int]], Image.Image], float]] = {
     "illustration": (illustration, ILLUSTRATION_CPU_TARGET),
     "noise": (noise, CPU_TARGET),
 }
+
+
+Picture = tuple[str, Image.Image, float]
+"""A name, the picture after JPEG, and what part of Pillow's CPU it is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,8 @@ def _save_with_pillow(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def pictures() -> Iterator[tuple[str, Image.Image, float]]:
-    """Each picture of the set: its name, the picture after JPEG, and what CPU it is allowed."""
+def pictures() -> Iterator[Picture]:
+    """Draws the set."""
     for size in SIZES:
         for kind, (draw, cpu_target) in KINDS.items():
             sent = Image.open(BytesIO(as_jpeg(draw(size))))

@@ -5,7 +5,7 @@ from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
-__all__ = ["report", "unzipped_bytes", "zipped_bytes"]
+__all__ = ["largest_parts", "report", "unzipped_bytes", "zipped_bytes"]
 
 _PARTS = 10
 _MB = 1_000_000
@@ -28,12 +28,17 @@ def zipped_bytes(directory: Path) -> int:
 def report(directory: Path) -> str:
     """Both sizes, and the largest parts: packages, and what is beside them."""
     unzipped, zipped = unzipped_bytes(directory), zipped_bytes(directory)
+    lines = [f"{unzipped / _MB:.1f} MB unzipped, {zipped / _MB:.1f} MB zipped; the largest parts:"]
+    lines += [f"{size / _MB:8.2f} MB  {part}" for part, size in largest_parts(directory)]
+    return "\n".join(lines)
+
+
+def largest_parts(directory: Path) -> list[tuple[str, int]]:
+    """Names and bytes of the ten largest packages and files, the largest first."""
     parts: Counter[str] = Counter()
     for name, size in _sizes(directory).items():
         parts[name.split("/", 1)[0]] += size
-    lines = [f"{unzipped / _MB:.1f} MB unzipped, {zipped / _MB:.1f} MB zipped; the largest parts:"]
-    lines += [f"{size / _MB:8.2f} MB  {part}" for part, size in parts.most_common(_PARTS)]
-    return "\n".join(lines)
+    return parts.most_common(_PARTS)
 
 
 def _sizes(directory: Path) -> dict[str, int]:

@@ -1,0 +1,90 @@
+"""``make bench``: the service beside what a user would have instead, measured in one run.
+
+Writes ``infra/bench/RESULTS.md`` and shows it. It needs no network, but for LiteLLM the first time,
+which is left out when it can't be installed. Figures of one run can be compared with each other,
+and with another run only as ratios: leave the machine alone while it runs.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from infra.bench import cold, contention, cost, growth, memory, trips, warm
+from infra.bench.png_encoders import pictures
+from infra.bench.servers import Reach, running
+from infra.template import PROJECT_ROOT
+
+RESULTS = PROJECT_ROOT / "infra" / "bench" / "RESULTS.md"
+PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambda-powertools")
+HISTORIES = (10, 10_000, 200_000)
+HOLDS = 10_000
+REQUESTS, STARTS = 200, 9
+
+
+def main() -> int:
+    """Measures, and writes the report."""
+    options = argparse.ArgumentParser(prog="python -m infra.bench", description=__doc__)
+    options.add_argument("--quick", action="store_true", help="a fiftieth of it, to see it work")
+    options.add_argument("--into", type=Path, default=RESULTS, help="where the report goes")
+    given = options.parse_args()
+    lines: list[str] = []
+    for line in _report(quick=given.quick):
+        print(line, flush=True)
+        lines.append(line)
+    given.into.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def _report(*, quick: bool) -> Iterator[str]:
+    began = time.monotonic()
+    yield from _head()
+    with running() as reach, cold.builds() as builds:
+        for section in _sections(reach, builds, quick=quick):
+            yield ""
+            yield from section
+    yield ""
+    yield f"The run took {(time.monotonic() - began) / 60:.0f} minutes."
+
+
+def _head() -> Iterator[str]:
+    yield from ("# Results of the benchmark", "")
+    command = (
+        "make bench" if len(sys.argv) == 1 else f"python -m infra.bench {' '.join(sys.argv[1:])}"
+    )
+    machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()}"
+    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {machine},"
+    yield f"Python {platform.python_version()} and 3.13 (sandboxes);"
+    yield f"{', '.join(f'{name} {version(name)}' for name in PACKAGES)}."
+    yield "Ratios are what counts: milliseconds are those of this machine in that minute."
+
+
+def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Iterable[str]]:
+    requests, starts = (8, 2) if quick else (REQUESTS, STARTS)
+    drawn = list(pictures())
+    prompts = {
+        "1K": [name for name, picture, _ in drawn if picture.width != picture.height],
+        "2K": [name for name, picture, _ in drawn if picture.width == picture.height],
+    }
+    warmth = warm.measure(reach, drawn, requests)
+    yield warm.report(warmth)
+    made = trips.measure(reach, prompts["1K"][0])
+    yield trips.report(made)
+    yield cold.report(cold.measure(reach, builds, starts))
+    yield cold.report_size(builds)
+    peaks = memory.measure(reach, builds, prompts, requests)
+    yield memory.report(peaks)
+    crowd = contention.measure(reach, 128 if quick else 1280)
+    yield contention.report(crowd)
+    sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
+    yield growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS))
+    yield cost.report(cost.quantities(warmth, made, peaks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
