@@ -83,7 +83,7 @@ LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-h
 lock:
 	cd infra/requirements && for name in runtime dev verify; do \
 	  $(LOCK) --constraint runtime.in $$name.in -o $$name.txt; done
-	cd infra/requirements && for name in sam checkov schemathesis; do $(LOCK) $$name.in -o $$name.txt; done
+	cd infra/requirements && for name in sam checkov schemathesis litellm; do $(LOCK) $$name.in -o $$name.txt; done
 
 clean:
 	rm -rf $(VENV) .local .build .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis

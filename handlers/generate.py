@@ -18,10 +18,11 @@ from lib.models import (
     CREDITS_PER_IMAGE,
     AcceptedResponse,
     GenerateResponse,
-    parse_generate_request,
+    as_body,
     parse_idempotency_key,
 )
 from lib.observability import Observation, Telemetry
+from lib.request_body import parse_generate_request
 from lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _told(outcome: Finished | Accepted, request: str) -> Response:
     match outcome:
         case Finished(image_url, duration_ms, replayed):
             image = GenerateResponse(imageUrl=image_url, durationMs=duration_ms)
-            return success(200, image.model_dump(), request, _charged(replayed))
+            return success(200, as_body(image), request, _charged(replayed))
         case Accepted(generation_id, image_url, repeated):
             accepted = AcceptedResponse(id=generation_id, imageUrl=image_url)
             headers = {
@@ -105,7 +106,7 @@ def _told(outcome: Finished | Accepted, request: str) -> Response:
                 "Preference-Applied": RESPOND_ASYNC,
                 **_charged(repeated),
             }
-            return success(202, accepted.model_dump(), request, headers)
+            return success(202, as_body(accepted), request, headers)
 
 
 def _charged(before: bool) -> dict[str, str]:  # noqa: FBT001 - both callers name it

@@ -1,16 +1,15 @@
 """The HTTP contract as data: every route with its parameters, statuses, headers and examples.
 
 ``openapi`` makes OpenAPI 3.1 of it, and the docs page takes its tables from that. Bodies come from
-``lib.models``, refusals and failures from ``lib.errors``: a text that is changed there is changed
-here.
+``lib.models`` and ``lib.request_body``, refusals and failures from ``lib.errors``: a text that is
+changed there is changed here.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from lib.errors import (
     BodyTooLarge,
@@ -37,15 +36,15 @@ from lib.models import (
     CreditsResponse,
     ErrorResponse,
     FailureResponse,
-    GenerateRequest,
     GenerateResponse,
     GenerationResponse,
     HistoryResponse,
     InsufficientCreditsResponse,
-    parse_generate_request,
+    Shown,
     parse_history_request,
     parse_idempotency_key,
 )
+from lib.request_body import GenerateRequest, parse_generate_request
 
 __all__ = ["OPERATIONS", "Answer", "Operation", "openapi"]
 
@@ -82,7 +81,7 @@ class Answer:
 
     status: int
     description: str
-    body: type[BaseModel] | None
+    body: type[object] | None
     examples: Mapping[str, Mapping[str, object]]
     headers: tuple[str, ...] = ()
     media_type: str = "application/json"
@@ -99,7 +98,7 @@ class Operation:
     answers: tuple[Answer, ...]
     description: str = ""
     parameters: tuple[Mapping[str, object], ...] = ()
-    body: type[BaseModel] | None = None
+    body: type[object] | None = None
     needs_key: bool = True
 
 
@@ -147,7 +146,7 @@ _FAILURES: tuple[ServiceError, ...] = tuple(kind() for kind in GenerationFailed.
 
 
 def _refused(
-    status: int, description: str, errors: Iterable[ServiceError], body: type[BaseModel], *more: str
+    status: int, description: str, errors: Iterable[ServiceError], body: type[object], *more: str
 ) -> Answer:
     """The answers of one status that are errors; what they say comes from the errors."""
     found = tuple(errors)
@@ -388,10 +387,11 @@ _GENERATION = Operation(
 )
 
 
-class _Health(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Health:
     """The body of ``GET /healthz``."""
 
-    status: str
+    status: Annotated[Literal["ok"], Shown("It answers")]
 
 
 _OPEN = (
@@ -470,14 +470,20 @@ def _schemas() -> dict[str, Any]:
         if model is not None
     }
     ordered = sorted(models, key=lambda model: model.__name__)
-    _, definitions = models_json_schema(
-        [(model, _mode_of(model)) for model in ordered], ref_template=_SCHEMAS + "{model}"
+    _, definitions = TypeAdapter.json_schemas(
+        [(model.__name__, "validation", TypeAdapter(model)) for model in ordered],
+        ref_template=_SCHEMAS + "{model}",
     )
     schemas: dict[str, Any] = _without_titles(definitions["$defs"])
-    for name, schema in schemas.items():
+    for schema in schemas.values():
         schema.pop("description", None)
-        if name.endswith("Response"):
-            schema["additionalProperties"] = False
+    for model in filter(is_dataclass, ordered):
+        # An answer has no defaults: a field is always sent, or may be missing.
+        schema = schemas[model.__name__]
+        schema["additionalProperties"] = False
+        schema["required"] = [each.name for each in fields(model) if each.default is not None]
+        for field in schema["properties"].values():
+            field.pop("default", None)
     messages = sorted({str(failure.body()["message"]) for failure in _FAILURES})
     for name in ("FailureResponse", "GenerationResponse"):
         _text_of(schemas[name]["properties"]["message"])["enum"] = messages
@@ -485,12 +491,6 @@ def _schemas() -> dict[str, Any]:
     ratio = schemas["GenerateRequest"]["properties"]["aspectRatio"]
     ratio["anyOf"] = [{"$ref": ratio.pop("$ref")}, {"type": "null"}]
     return schemas
-
-
-def _mode_of(model: type[BaseModel]) -> Literal["validation", "serialization"]:
-    """A field that may be left out is not required; one with another default is always sent."""
-    may_be_left_out = any(field.default is None for field in model.model_fields.values())
-    return "validation" if may_be_left_out or model is GenerateRequest else "serialization"
 
 
 def _text_of(schema: dict[str, Any]) -> dict[str, Any]:

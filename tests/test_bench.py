@@ -148,6 +148,7 @@ def test_the_benchmark_runs_to_its_end(tmp_path: Path) -> None:
         "## Memory",
         "## Contention",
         "## Growth",
+        "## LiteLLM's proxy",
         "## Cost of 1,000 images",
     ]
     assert "**no**" not in text

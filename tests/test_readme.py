@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,12 +44,11 @@ from lib.models import (
     MAX_PROMPT_CHARACTERS,
     PNG_MIME_TYPE,
     AspectRatio,
-    GenerateRequest,
     GenerateResponse,
     GenerationResponse,
-    parse_generate_request,
     parse_history_request,
 )
+from lib.request_body import GenerateRequest, parse_generate_request
 from lib.reservation import IDEMPOTENCY_TTL_S
 from lib.settings import DEFAULT_MODEL
 
@@ -353,14 +352,14 @@ def test_the_fields_are_those_of_the_models() -> None:
 
     assert [row[0] for row in asked] == list(GenerateRequest.model_fields)
     assert asked[1][2] == f"default `{GenerateRequest(prompt='x').aspectRatio}"
-    assert [row[0] for row in answered] == list(GenerateResponse.model_fields)
+    assert [row[0] for row in answered] == [each.name for each in fields(GenerateResponse)]
     assert PNG_MIME_TYPE in answered[1][2]
     assert answered[2][2].endswith(f" {CREDITS_PER_IMAGE}")
     assert f"costs {CREDITS_PER_IMAGE} credits" in section("Price")
     assert {row[0].lower() for row in headers} | {"content-type"} == set(
         Template.from_file().cors().headers
     )
-    assert [row[0] for row in told] == list(GenerationResponse.model_fields)
+    assert [row[0] for row in told] == [each.name for each in fields(GenerationResponse)]
     assert {row[1] for row in told} == {"all", Status.SETTLED, Status.REFUNDED}
     for name in ("creditsCharged", "creditsRefunded"):
         (meaning,) = (row[2] for row in told if row[0] == name)

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from infra.bench import cold, contention, cost, growth, memory, trips, warm
+from infra.bench import cold, contention, cost, growth, litellm, memory, trips, warm
 from infra.bench.png_encoders import pictures
 from infra.bench.servers import Reach, running
 from infra.template import PROJECT_ROOT
+from infra.verify import tools
 
 RESULTS = PROJECT_ROOT / "infra" / "bench" / "RESULTS.md"
 PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambda-powertools")
@@ -83,7 +84,18 @@ def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Ite
     yield contention.report(crowd)
     sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
     yield growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS))
+    yield _litellm(reach, prompts["1K"][0], requests)
     yield cost.report(cost.quantities(warmth, made, peaks))
+
+
+def _litellm(reach: Reach, prompt: str, requests: int) -> Iterator[str]:
+    try:
+        tools.install_litellm()
+        found = litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
+    except tools.ToolMissingError as missing:
+        yield from ("## LiteLLM's proxy", "", f"Not measured: {missing}.")
+        return
+    yield from litellm.report(found)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,8 @@ def _answer_with(picture: bytes) -> Answer:
     inline = {"mimeType": "image/jpeg", "data": base64.b64encode(picture).decode()}
     content = {"role": "model", "parts": [{"inlineData": inline}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
-    return Answer(200, json.dumps({"candidates": [candidate]}).encode())
+    usage = {"promptTokenCount": 16, "candidatesTokenCount": 1120, "totalTokenCount": 1136}
+    return Answer(200, json.dumps({"candidates": [candidate], "usageMetadata": usage}).encode())
 
 
 if __name__ == "__main__":

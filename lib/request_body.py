@@ -1,0 +1,69 @@
+"""The body of a request for an image: bytes in; a prompt and a ratio, or a refusal, out."""
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lib.errors import BodyTooLarge, InvalidRequest
+from lib.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS, AspectRatio
+
+__all__ = ["GenerateRequest", "parse_generate_request"]
+
+
+class GenerateRequest(BaseModel):
+    """The body of ``POST /api/v1/models/gemini/generate``. Unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="What the picture shows, in words",
+        # A blank prompt is refused like an empty one.
+        json_schema_extra={"pattern": r"\S"},
+    )
+    aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
+        default=AspectRatio.SQUARE, description="Width to height of the picture"
+    )
+
+
+def parse_generate_request(body: bytes) -> GenerateRequest:
+    """The request in ``body``, UTF-8 JSON of at most ``MAX_BODY_BYTES``.
+
+    Raises:
+        BodyTooLarge: before anything is parsed.
+        InvalidRequest: with one sentence that says what to change.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(MAX_BODY_BYTES)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise InvalidRequest("invalid_encoding", "The request body must be UTF-8 text") from fault
+    try:
+        fields = from_json(text, allow_inf_nan=False)
+    except ValueError as fault:
+        raise InvalidRequest("invalid_json", "The request body must be valid JSON") from fault
+    if not isinstance(fields, dict):
+        raise InvalidRequest("invalid_json", "The request body must be a JSON object")
+    return _request_of(fields)
+
+
+def _request_of(fields: dict[str, object]) -> GenerateRequest:
+    prompt = fields.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(
+            "prompt_too_long",
+            f"The prompt is {len(prompt)} characters long; the limit is {MAX_PROMPT_CHARACTERS}",
+        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return GenerateRequest.model_validate(given)
+    except ValidationError as fault:
+        if any(error["loc"] == ("aspectRatio",) for error in fault.errors()):
+            choices = ", ".join(AspectRatio)
+            sentence = f"Invalid aspectRatio: use one of {choices}"
+            raise InvalidRequest("invalid_aspect_ratio", sentence) from fault
+        sentence = "The prompt must be valid Unicode text"
+        raise InvalidRequest("invalid_prompt", sentence) from fault
