@@ -1,6 +1,8 @@
 """What ships, and what doesn't: the artifact that ``make build`` and ``sam build`` make."""
 
+import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,12 +12,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import botocore.session
 import pytest
 from packaging.markers import Marker
 
 from infra.build import wheels
 from infra.build.artifact import OURS, build, copy_sources
 from infra.build.cuts import CUTS, is_cut
+from infra.build.descriptions import SERVICES, slimmed
 from infra.build.faults import BuildError
 from infra.build.sizes import report, unzipped_bytes, zipped_bytes
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, parse
@@ -261,6 +265,66 @@ def test_what_the_service_reads_is_not(name: str) -> None:
 
 def test_every_cut_has_its_reason() -> None:
     assert all(len(cut.why.split()) >= 2 for cut in CUTS)
+
+
+def test_a_description_loses_its_documentation_and_nothing_else() -> None:
+    described = {
+        "documentation": "<p>Puts an item.</p>",
+        "members": {"documentation": {"shape": "S", "documentation": "<p>A text.</p>"}},
+        "errors": [{"shape": "E", "documentation": "<p>Bad.</p>"}],
+    }
+    packed = gzip.compress(json.dumps(described).encode())
+
+    name, content = slimmed("botocore/data/s3/2006-03-01/service-2.json.gz", packed)
+
+    assert name == "botocore/data/s3/2006-03-01/service-2.json"
+    assert json.loads(content) == {
+        "documentation": "",
+        "members": {"documentation": {"shape": "S", "documentation": ""}},
+        "errors": [{"shape": "E", "documentation": ""}],
+    }
+
+
+def test_a_file_that_describes_nothing_stays_as_it_is() -> None:
+    assert slimmed("boto3/session.py", b"x = 1") == ("boto3/session.py", b"x = 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("botocore/data/endpoints.json", b'{"partitions": [{"regions": {}}]}'),
+        ("botocore/data/s3/2006-03-01/service-2.json.gz", b"no gzip"),
+    ],
+)
+def test_a_description_of_another_form_ends_the_build(name: str, content: bytes) -> None:
+    with pytest.raises(BuildError, match="not what botocore's descriptions were"):
+        slimmed(name, content)
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-central-2", "cn-north-1", "us-gov-west-1"])
+def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> None:
+    data = Path(botocore.__file__).with_name("data")
+    for path in (data / "endpoints.json", *data.glob("*/*/service-2.json.gz")):
+        if path.parent == data or path.parts[-3] in SERVICES:
+            name, content = slimmed(path.relative_to(data.parents[1]).as_posix(), path.read_bytes())
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    slim = botocore.session.Session()
+    # What is found first counts, and here the whole ones are not looked for.
+    loader = slim.get_component("data_loader")
+    loader.search_paths[:] = [str(tmp_path / "botocore" / "data"), str(data)]
+    whole = botocore.session.Session()
+
+    for service in SERVICES:
+        ours, theirs = (
+            session.create_client(service, region_name=region) for session in (slim, whole)
+        )
+        assert ours.meta.endpoint_url == theirs.meta.endpoint_url
+        operations = ours.meta.service_model.operation_names
+        assert operations == theirs.meta.service_model.operation_names
+        assert not ours.meta.service_model.documentation
+        for client in (ours, theirs):
+            client.close()
 
 
 def test_the_report_names_both_sizes_and_the_largest_part(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra.build import bytecode, wheels
 from infra.build.cuts import is_cut
+from infra.build.descriptions import slimmed
 from infra.build.faults import BuildError
 
 __all__ = ["OURS", "add_files", "build", "copy_sources", "make_uniform"]
@@ -68,14 +69,16 @@ def copy_sources(package: Path, into: Path) -> None:
 
 
 def add_files(files: Iterable[tuple[str, bytes]], into: Path) -> None:
-    """Writes the files that are not cut.
+    """Writes the files that are not cut, some of them slimmed.
 
     Raises:
-        BuildError: two packages, or a package and the service, have a file in common.
+        BuildError: two packages, or a package and the service, have a file in common; or one is not
+            what it was so far.
     """
-    for name, content in files:
-        if is_cut(name):
+    for original, whole in files:
+        if is_cut(original):
             continue
+        name, content = slimmed(original, whole)
         path = into / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():

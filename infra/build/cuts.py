@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from infra.build.descriptions import SERVICES
+
 __all__ = ["CUTS", "Cut", "is_cut"]
 
 
@@ -61,12 +63,7 @@ CUTS = (
         "boto3 reads the descriptions of the services that a client is made for, and of no other;"
         " botocore/data's own files say where services are",
         ("botocore/data/*/*",),
-        kept=(
-            "botocore/data/dynamodb/*",
-            "botocore/data/s3/*",
-            "botocore/data/secretsmanager/*",
-            "botocore/data/sqs/*",
-        ),
+        kept=tuple(f"botocore/data/{service}/*" for service in SERVICES),
     ),
     Cut(
         "what boto3's resources and its documentation are made of; the service uses clients",
