@@ -30,7 +30,7 @@ from lib.ledger_rows import Item
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-__all__ = ["ConditionFailed", "LedgerUnreachable", "Reason", "Sleep", "Table"]
+__all__ = ["ConditionFailed", "LedgerUnreachable", "Reason", "Sleep", "Table", "longest_pause_s"]
 
 Sleep = Callable[[float], None]
 Reason = dict[str, Any]
@@ -38,21 +38,24 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 0.8
-MAX_TRIES = 40
+# A conflict is over with the other transaction, in milliseconds. With pauses as long as those for a
+# fault, whoever lost a few times would wait while newcomers with short pauses go first.
+LONGEST_PAUSE_AFTER_CONFLICT_S = 0.2
+MAX_TRIES = 100
 CALL_TAKES_S = 3.0
 """A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
 
-_NO_EFFECT = frozenset(
+_CONFLICT = frozenset({"TransactionConflict", "TransactionConflictException"})
+_THROTTLED = frozenset(
     {
         "ProvisionedThroughputExceeded",
         "ProvisionedThroughputExceededException",
         "RequestLimitExceeded",
         "ThrottlingError",
         "ThrottlingException",
-        "TransactionConflict",
-        "TransactionConflictException",
     }
 )
+_NO_EFFECT = _CONFLICT | _THROTTLED
 _MAYBE_AN_EFFECT = frozenset(
     {
         "InternalFailure",
@@ -196,6 +199,7 @@ class Table:
         """
         maybe_done = False
         for tries in range(MAX_TRIES):
+            conflict = False
             try:
                 return call()
             except ClientError as fault:
@@ -204,15 +208,22 @@ class Table:
                 if not _is_transient(fault):
                     raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
                 maybe_done = maybe_done or not _codes(fault) & _NO_EFFECT
+                conflict = bool(_codes(fault) & _CONFLICT) and not _codes(fault) & _THROTTLED
             except _LOST_RESPONSE:
                 maybe_done = True
             except BotoCoreError as fault:
                 raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
-            pause_s = self._jitter() * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries)
+            pause_s = self._jitter() * longest_pause_s(tries, after_conflict=conflict)
             if deadline.remaining_s() <= pause_s + CALL_TAKES_S:
                 break
             self._sleep(pause_s)
         raise LedgerUnreachable(maybe_done=maybe_done)
+
+
+def longest_pause_s(tries: int, *, after_conflict: bool) -> float:
+    """What the pause before another try is at most: ``tries`` earlier ones had one of their own."""
+    longest = LONGEST_PAUSE_AFTER_CONFLICT_S if after_conflict else LONGEST_PAUSE_S
+    return min(longest, FIRST_PAUSE_S * float(2**tries))
 
 
 def _codes(fault: ClientError) -> set[str]:

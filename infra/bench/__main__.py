@@ -84,13 +84,14 @@ def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Ite
     yield contention.report(crowd)
     sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
     yield growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS))
-    yield _litellm(reach, prompts["1K"][0], requests)
+    yield _litellm(reach, prompts["1K"][0], requests, install=not quick)
     yield cost.report(cost.quantities(warmth, made, peaks))
 
 
-def _litellm(reach: Reach, prompt: str, requests: int) -> Iterator[str]:
+def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> Iterator[str]:
     try:
-        tools.install_litellm()
+        if install:
+            tools.install_litellm()
         found = litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
     except tools.ToolMissingError as missing:
         yield from ("## LiteLLM's proxy", "", f"Not measured: {missing}.")

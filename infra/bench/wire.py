@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-api
 
 import json
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ CONFLICTS = "conflicts"
 COUNTS_PATH = "/counts"
 _LIMITS = Limits(body_bytes=64 * 1024 * 1024, header_bytes=32 * 1024)
 _UPSTREAM_S = 60.0
+_IDLE_S = 5.0
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect", "host"})
 _OBJECT = {"PUT": "PutObject", "GET": "GetObject", "HEAD": "HeadObject", "DELETE": "DeleteObject"}
 
@@ -96,10 +98,13 @@ class Wire:
     def _connection_of_this_thread(self) -> HTTPConnection:
         """The server has a thread for each connection, so each keeps one to the other side."""
         found: HTTPConnection | None = getattr(self._connection, "own", None)
-        if found is None:
+        now = time.monotonic()
+        if found is None or now > self._connection.used_at + _IDLE_S:
+            # The other side may be about to hang up.
             found = HTTPConnection(self._upstream, timeout=_UPSTREAM_S)
             self._connection.own = found
             self._connections.append(found)
+        self._connection.used_at = now
         return found
 
     @contextmanager
