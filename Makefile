@@ -44,7 +44,7 @@ test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 verify: verify-tools
-	@$(BIN)/python -m pytest -m real -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m real -n 3 --dist loadfile --no-loadscope-reorder
 
 # Leave the machine alone meanwhile: it takes about half an hour.
 bench: verify-tools

@@ -121,7 +121,7 @@ def test_the_bill_is_the_guides_where_nothing_was_measured() -> None:
 
 def test_a_measured_quantity_takes_the_place_of_the_guides() -> None:
     lines = {line.name: line for line in cost.bill({"Lambda, GB-seconds": 3_000})}
-    assert lines["Lambda, GB-seconds"].cost == pytest.approx(0.04)
+    assert lines["Lambda, GB-seconds"].cost == pytest.approx(0.04, abs=0.0001)
     assert lines["S3, PUT requests"].cost == pytest.approx(0.005)
 
 
@@ -131,7 +131,7 @@ def test_the_benchmark_runs_to_its_end(tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "infra.bench", "--quick", "--into", str(report)],
         cwd=PROJECT_ROOT,
-        timeout=300,
+        timeout=600,
         capture_output=True,
         text=True,
         check=False,

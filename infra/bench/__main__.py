@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
-from infra.bench import cold, contention, cost, growth, litellm, memory, trips, warm
+from infra.bench import capacity, cold, contention, cost, growth, litellm, memory, trips, warm
 from infra.bench.png_encoders import pictures
 from infra.bench.servers import Reach, running
 from infra.template import PROJECT_ROOT
@@ -66,8 +67,8 @@ def _head() -> Iterator[str]:
 
 
 def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Iterable[str]]:
-    requests, starts = (8, 2) if quick else (REQUESTS, STARTS)
-    drawn = list(pictures())
+    requests, starts = (8, 1) if quick else (REQUESTS, STARTS)
+    drawn = [each for each in pictures() if not quick or "illustration" in each[0]]
     prompts = {
         "1K": [name for name, picture, _ in drawn if picture.width != picture.height],
         "2K": [name for name, picture, _ in drawn if picture.width == picture.height],
@@ -76,16 +77,38 @@ def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Ite
     yield warm.report(warmth)
     made = trips.measure(reach, prompts["1K"][0])
     yield trips.report(made)
-    yield cold.report(cold.measure(reach, builds, starts))
+    starting = cold.measure(reach, builds, starts)
+    yield cold.report(starting)
     yield cold.report_size(builds)
     peaks = memory.measure(reach, builds, prompts, requests)
     yield memory.report(peaks)
-    crowd = contention.measure(reach, 128 if quick else 1280)
+    pairs = 128 if quick else 1280
+    crowd = contention.measure(reach, pairs)
     yield contention.report(crowd)
+    took = _service_times(warmth, starting, crowd)
+    points = [each.point for each in crowd.loops]
+    if quick:
+        yield capacity.beside_the_measured(took, points, pairs)
+    else:
+        yield capacity.report(took, points, pairs)
+        capacity.PLOT_PATH.write_text(capacity.plot(took), encoding="utf-8")
     sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
     yield growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS))
     yield _litellm(reach, prompts["1K"][0], requests, install=not quick)
     yield cost.report(cost.quantities(warmth, made, peaks))
+
+
+def _service_times(
+    warmth: warm.Warm, starting: cold.Cold, crowd: contention.Contention
+) -> capacity.Measured:
+    """What the capacity model is told of a request."""
+    wall_ms = warmth.all_of("ours", large=False).wall(50)
+    return capacity.Measured(
+        reserve_ms=crowd.reserve_ms,
+        settle_ms=crowd.settle_ms,
+        other_ms=max(0.0, wall_ms - crowd.alone_ms),
+        init_ms=median(starting["generate"].built),
+    )
 
 
 def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> Iterator[str]:

@@ -223,8 +223,8 @@ def _median(values: list[float]) -> float:
 def report(contention: Contention) -> Iterator[str]:
     """The section of the results."""
     yield from ("## Contention", "")
-    yield "Reserve and settle of one organisation, or of many, on DynamoDB Local. It makes those that"
-    yield "meet wait; or they are refused, as AWS does it, and our own rules try again. Added is the"
+    yield "Reserve and settle of one organisation, or of many, on DynamoDB Local. Those that meet"
+    yield "wait, or are refused, as AWS does it, and our own rules try again. Added is the"
     yield f"p99 less what a request takes alone, {contention.alone_ms:.0f} ms."
     yield from ("", "All at once, again when all have ended:", "")
     yield from table(_HEAD, (_row(each, contention, is_target=True) for each in contention.bursts))
