@@ -232,10 +232,10 @@ def report(warm: Warm) -> Iterator[str]:
     )
     if any(each.cpu > CPU_TARGET for each in warm.pictures if "illustration" in each.picture):
         yield ""
-        yield "An illustration misses its target: Pillow spends a third of a photo's time on one, so"
-        yield "that decoding, the exact filters and the calls weigh three times as much. The filters"
-        yield "are a dozen passes over each band; in one compiled pass they would cost next to"
-        yield "nothing, at the price of a compiler, or of a wheel of our own for each platform."
+        yield "An illustration misses its target: Pillow spends a third of a photo's time on one,"
+        yield "so decoding, the exact filters and the calls weigh three times as much. The filters"
+        yield "are a dozen passes over each band; one compiled pass would cost next to nothing, at"
+        yield "the price of a compiler, or of a wheel of our own for each platform."
     yield ""
     yield from table(
         ("all requests", "number of each", "ours, wall ms: p50 / p95 / p99", "bare, wall ms"),
