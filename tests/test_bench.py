@@ -141,14 +141,16 @@ def test_the_benchmark_runs_to_its_end(tmp_path: Path) -> None:
     text = report.read_text(encoding="utf-8")
     sections = [line for line in text.splitlines() if line.startswith("## ")]
     assert sections == [
+        "## At a glance",
         "## A warm paid request, beside the bare script",
         "## Round trips",
         "## Cold start: INIT",
         "## Size of the artifact",
         "## Memory",
         "## Contention",
-        "## Growth",
         "## LiteLLM's proxy",
+        "## Growth",
         "## Cost of 1,000 images",
     ]
-    assert "**no**" not in text
+    assert "**no**" not in text, "a debit was not exact"
+    assert "### Simulated beside measured" in text

@@ -327,6 +327,26 @@ def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> N
             client.close()
 
 
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [
+        ("handlers.account", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
+        ("handlers.reconcile", {"google", "httpx2", "pydantic"}),
+    ],
+)
+def test_a_cold_start_loads_no_package_that_the_function_has_no_use_for(
+    module: str, foreign: set[str]
+) -> None:
+    told = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", told], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stdout.split())
+    assert "boto3" in loaded
+    assert not loaded & foreign
+
+
 def test_the_report_names_both_sizes_and_the_largest_part(tmp_path: Path) -> None:
     write(tmp_path, {"small.py": "x", "large/data.txt": "x" * 2_000_000})
 

@@ -538,6 +538,14 @@ def test_what_it_links_to_and_the_files_it_names_are_there() -> None:
     assert [path for path in [*links, *paths] if not (PROJECT_ROOT / path).exists()] == []
 
 
+def test_the_figures_of_its_speed_are_those_of_the_last_results() -> None:
+    results = (PROJECT_ROOT / "infra" / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+    quoted = [line for line in section("How fast it is").splitlines() if line.startswith("|")]
+
+    assert len(quoted) > 10
+    assert set(quoted) <= set(results.splitlines())
+
+
 def test_every_make_target_it_speaks_of_exists() -> None:
     named = set(re.findall(r"\bmake ([a-z]+)`", README))
 

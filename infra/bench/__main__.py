@@ -16,7 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from infra.bench import capacity, cold, contention, cost, growth, litellm, memory, trips, warm
+from infra.bench import (
+    capacity,
+    cold,
+    contention,
+    cost,
+    growth,
+    litellm,
+    memory,
+    summary,
+    trips,
+    warm,
+)
 from infra.bench.png_encoders import pictures
 from infra.bench.servers import Reach, running
 from infra.template import PROJECT_ROOT
@@ -27,6 +38,7 @@ PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambd
 HISTORIES = (10, 10_000, 200_000)
 HOLDS = 10_000
 REQUESTS, STARTS = 200, 9
+NO_LITELLM = ("## LiteLLM's proxy", "", "Not measured: it is not installed on this machine.")
 
 
 def main() -> int:
@@ -35,30 +47,23 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="a fiftieth of it, to see it work")
     options.add_argument("--into", type=Path, default=RESULTS, help="where the report goes")
     given = options.parse_args()
-    lines: list[str] = []
-    for line in _report(quick=given.quick):
-        print(line, flush=True)
-        lines.append(line)
-    given.into.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0
-
-
-def _report(*, quick: bool) -> Iterator[str]:
     began = time.monotonic()
-    yield from _head()
     with running() as reach, cold.builds() as builds:
-        for section in _sections(reach, builds, quick=quick):
-            yield ""
-            yield from section
-    yield ""
-    yield f"The run took {(time.monotonic() - began) / 60:.0f} minutes."
+        sections: list[list[str]] = []
+        measured = _measured(reach, builds, sections, quick=given.quick)
+        first = [*_head(), "", *summary.report(measured)]
+    minutes = (time.monotonic() - began) / 60
+    lines = [line for section in (first, *sections) for line in (*section, "")]
+    text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])
+    given.into.write_text(text, encoding="utf-8")
+    print("\n".join(first))
+    return 0
 
 
 def _head() -> Iterator[str]:
     yield from ("# Results of the benchmark", "")
-    command = (
-        "make bench" if len(sys.argv) == 1 else f"python -m infra.bench {' '.join(sys.argv[1:])}"
-    )
+    command = " ".join(["python -m infra.bench", *sys.argv[1:]])
+    command = "make bench" if len(sys.argv) == 1 else command
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()}"
     yield f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {machine},"
     yield f"Python {platform.python_version()} and 3.13 (sandboxes);"
@@ -66,7 +71,16 @@ def _head() -> Iterator[str]:
     yield "Ratios are what counts: milliseconds are those of this machine in that minute."
 
 
-def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Iterable[str]]:
+def _measured(
+    reach: Reach, builds: cold.Builds, sections: list[list[str]], *, quick: bool
+) -> summary.Measurements:
+    """Measures all; adds each section to ``sections`` as soon as it is known, and shows it."""
+
+    def add(section: Iterable[str]) -> None:
+        lines = list(section)
+        print("\n".join(lines), end="\n\n", flush=True)
+        sections.append(lines)
+
     requests, starts = (8, 1) if quick else (REQUESTS, STARTS)
     drawn = [each for each in pictures() if not quick or "illustration" in each[0]]
     prompts = {
@@ -74,28 +88,30 @@ def _sections(reach: Reach, builds: cold.Builds, *, quick: bool) -> Iterator[Ite
         "2K": [name for name, picture, _ in drawn if picture.width == picture.height],
     }
     warmth = warm.measure(reach, drawn, requests)
-    yield warm.report(warmth)
+    add(warm.report(warmth))
     made = trips.measure(reach, prompts["1K"][0])
-    yield trips.report(made)
+    add(trips.report(made))
     starting = cold.measure(reach, builds, starts)
-    yield cold.report(starting)
-    yield cold.report_size(builds)
+    add(cold.report(starting))
+    add(cold.report_size(builds))
     peaks = memory.measure(reach, builds, prompts, requests)
-    yield memory.report(peaks)
+    add(memory.report(peaks))
     pairs = 128 if quick else 1280
     crowd = contention.measure(reach, pairs)
-    yield contention.report(crowd)
+    add(contention.report(crowd))
+    proxy = _litellm(reach, prompts["1K"][0], requests, install=not quick)
+    add(NO_LITELLM if proxy is None else litellm.report(proxy))
+    sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
+    add(growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS)))
+    add(cost.report(cost.quantities(warmth, made, peaks)))
     took = _service_times(warmth, starting, crowd)
     points = [each.point for each in crowd.loops]
     if quick:
-        yield capacity.beside_the_measured(took, points, pairs)
+        add(capacity.beside_the_measured(took, points, pairs))
     else:
-        yield capacity.report(took, points, pairs)
+        add(capacity.report(took, points, pairs))
         capacity.PLOT_PATH.write_text(capacity.plot(took), encoding="utf-8")
-    sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
-    yield growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS))
-    yield _litellm(reach, prompts["1K"][0], requests, install=not quick)
-    yield cost.report(cost.quantities(warmth, made, peaks))
+    return summary.Measurements(warmth, made, starting, builds, peaks, crowd, proxy)
 
 
 def _service_times(
@@ -111,15 +127,14 @@ def _service_times(
     )
 
 
-def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> Iterator[str]:
+def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> litellm.LiteLlm | None:
     try:
         if install:
             tools.install_litellm()
-        found = litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
+        return litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
     except tools.ToolMissingError as missing:
-        yield from ("## LiteLLM's proxy", "", f"Not measured: {missing}.")
-        return
-    yield from litellm.report(found)
+        print(missing, file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":
