@@ -4,6 +4,7 @@ import base64
 import gc
 import json
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -710,6 +711,20 @@ def self_signed_certificate(path: Path) -> Path:
     return path
 
 
+def whole_request(connection: ssl.SSLSocket) -> bytes:
+    """Head and body: to hang up before all is read would take the answer from the client."""
+    request = b""
+    while True:
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        if length is not None and len(body) >= int(length[1]):
+            return request
+        more = connection.recv(65536)
+        if not more:
+            return request
+        request += more
+
+
 @contextmanager
 def serving_tls(certificate: Path, body: bytes, heard: list[bytes]) -> Iterator[str]:
     """Answers one request a connection with ``body``, until the block ends."""
@@ -724,7 +739,7 @@ def serving_tls(certificate: Path, body: bytes, heard: list[bytes]) -> Iterator[
                 with connection, suppress(ssl.SSLError):
                     encrypted = context.wrap_socket(connection, server_side=True)
                     with encrypted:
-                        heard.append(encrypted.recv(65536))
+                        heard.append(whole_request(encrypted))
                         encrypted.sendall(head.encode() + body)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
