@@ -169,4 +169,10 @@ _ROUTES: dict[str, Callable[[Service, str, Event, Deadline], dict[str, object]]]
 }
 
 
-prepare(build=service)
+def _rehearse() -> None:
+    from lib import docs  # noqa: PLC0415 - a snapshot has the time that a cold start has not
+
+    docs.page("https://rehearsal.example")
+
+
+prepare(build=service, rehearse=_rehearse)

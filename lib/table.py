@@ -203,12 +203,13 @@ class Table:
             try:
                 return call()
             except ClientError as fault:
-                if _codes(fault) and _codes(fault) <= _DECISION:
+                codes = _codes(fault)
+                if codes and codes <= _DECISION:
                     raise
                 if not _is_transient(fault):
                     raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
-                maybe_done = maybe_done or not _codes(fault) & _NO_EFFECT
-                conflict = bool(_codes(fault) & _CONFLICT) and not _codes(fault) & _THROTTLED
+                maybe_done = maybe_done or not codes & _NO_EFFECT
+                conflict = bool(codes & _CONFLICT) and not codes & _THROTTLED
             except _LOST_RESPONSE:
                 maybe_done = True
             except BotoCoreError as fault:

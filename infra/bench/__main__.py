@@ -1,8 +1,8 @@
 """``make bench``: the service beside what a user would have instead, measured in one run.
 
-Writes ``infra/bench/RESULTS.md`` and shows it. It needs no network, but for LiteLLM the first time,
-which is left out when it can't be installed. Figures of one run can be compared with each other,
-and with another run only as ratios: leave the machine alone while it runs.
+Writes ``infra/bench/RESULTS.md`` and shows it. Once the tools are there it needs no network, but
+for LiteLLM the first time, which is left out when it can't be installed. Figures of one run can be
+compared with each other, and with another run only as ratios: leave the machine alone meanwhile.
 """
 
 import argparse
@@ -28,34 +28,45 @@ from infra.bench import (
     trips,
     warm,
 )
+from infra.bench.caller import UnexpectedAnswerError
+from infra.bench.meters import MeterError
 from infra.bench.png_encoders import pictures
 from infra.bench.servers import Reach, running
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
+from infra.verify.child import NotReadyError
 
 RESULTS = PROJECT_ROOT / "infra" / "bench" / "RESULTS.md"
 PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambda-powertools")
 HISTORIES = (10, 10_000, 200_000)
 HOLDS = 10_000
 REQUESTS, STARTS = 200, 9
-NO_LITELLM = ("## LiteLLM's proxy", "", "Not measured: it is not installed on this machine.")
+NO_LITELLM = (
+    "## LiteLLM's proxy",
+    "",
+    "Not measured: it is not on this machine, or did not answer.",
+)
 
 
 def main() -> int:
     """Measures, and writes the report."""
     options = argparse.ArgumentParser(prog="python -m infra.bench", description=__doc__)
-    options.add_argument("--quick", action="store_true", help="a fiftieth of it, to see it work")
+    options.add_argument("--quick", action="store_true", help="little of it, to see it work")
     options.add_argument("--into", type=Path, default=RESULTS, help="where the report goes")
     given = options.parse_args()
     began = time.monotonic()
-    with running() as reach, cold.builds() as builds:
-        sections: list[list[str]] = []
-        measured = _measured(reach, builds, sections, quick=given.quick)
-        first = [*_head(), "", *summary.report(measured)]
-    minutes = (time.monotonic() - began) / 60
-    lines = [line for section in (first, *sections) for line in (*section, "")]
-    text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])
-    given.into.write_text(text, encoding="utf-8")
+    first = list(_head())
+    sections: list[list[str]] = []
+    try:
+        with running() as reach, cold.builds() as builds:
+            measured = _measured(reach, builds, sections, quick=given.quick)
+            first += ["", *summary.report(measured)]
+    finally:
+        # Half an hour's figures are not to be lost to a fault in the last minute.
+        minutes = (time.monotonic() - began) / 60
+        lines = [line for section in (first, *sections) for line in (*section, "")]
+        text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])
+        given.into.write_text(text, encoding="utf-8")
     print("\n".join(first))
     return 0
 
@@ -110,7 +121,6 @@ def _measured(
         add(capacity.beside_the_measured(took, points, pairs))
     else:
         add(capacity.report(took, points, pairs))
-        capacity.PLOT_PATH.write_text(capacity.plot(took), encoding="utf-8")
     return summary.Measurements(warmth, made, starting, builds, peaks, crowd, proxy)
 
 
@@ -122,7 +132,7 @@ def _service_times(
     return capacity.Measured(
         reserve_ms=crowd.reserve_ms,
         settle_ms=crowd.settle_ms,
-        other_ms=max(0.0, wall_ms - crowd.alone_ms),
+        other_ms=max(0.0, wall_ms - crowd.alone_ms[False]),
         init_ms=median(starting["generate"].built),
     )
 
@@ -132,8 +142,8 @@ def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> lite
         if install:
             tools.install_litellm()
         return litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
-    except tools.ToolMissingError as missing:
-        print(missing, file=sys.stderr)
+    except (tools.ToolMissingError, NotReadyError, UnexpectedAnswerError, MeterError) as fault:
+        print(fault, file=sys.stderr)
         return None
 
 

@@ -4,15 +4,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from handlers import generate
 from infra.bench.servers import variables
 from infra.local.functions import LambdaContext
 from lib.deadline import FUNCTION_TIMEOUT_S
 
-__all__ = ["ROUTE", "Caller", "UnexpectedAnswerError", "calling", "paid_event"]
+__all__ = ["ROUTE", "Caller", "UnexpectedAnswerError", "calling", "paid_event", "silenced"]
 
 ROUTE = "POST /api/v1/models/gemini/generate"
 
@@ -49,22 +50,29 @@ class Caller:
 
 @contextmanager
 def calling(environment: Mapping[str, str], api_key: str) -> Iterator[Caller]:
-    """The function with ``environment``, new, until the block ends; its log goes nowhere.
-
-    The logger keeps the standard output that it finds first, so one caller must end before the
-    next begins.
-    """
+    """The function with ``environment``, new, until the block ends; its log goes nowhere."""
     generate.service.cache_clear()
-    with (
-        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-        redirect_stdout(nowhere),
-        variables(environment),
-    ):
+    with silenced(), variables(environment):
         try:
             yield Caller(api_key)
         finally:
             generate.service().model.close()
             generate.service.cache_clear()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Nothing is written to standard output until the block ends.
+
+    The service's logger keeps, for good, the standard output that it finds first.
+    """
+    with redirect_stdout(_nowhere()):
+        yield
+
+
+@cache
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def paid_event(

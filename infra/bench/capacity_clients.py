@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass, replace
 
 from infra.bench.capacity_parts import Account, Clock, Database, Process, Tally, Write
-from infra.bench.capacity_terms import Limit, Limits, Outcome, percentile
+from infra.bench.capacity_terms import Limit, Limits, Outcome
+from infra.bench.meters import percentile
 from infra.bench.points import Point
 from lib.deadline import FUNCTION_TIMEOUT_S
 from lib.ledger import RESERVE_WITHIN_S
@@ -87,7 +88,9 @@ def closed_loop(
             if (yield from database.write(reserve, account, began, within, tally)):
                 tally.outcomes[Outcome.BUSY] += 1
                 continue
-            yield from database.write(settle, account, began, ends_at, tally)
+            if (yield from database.write(settle, account, began, ends_at, tally)):
+                tally.outcomes[Outcome.BUSY] += 1
+                continue
             tally.latencies_s.append(clock.now - began)
 
     for number in range(clients):
@@ -98,8 +101,8 @@ def closed_loop(
         organisations=organisations,
         conflicts_injected=conflicts,
         throughput_per_s=len(tally.latencies_s) / clock.now,
-        p50_ms=percentile(tally.latencies_s, 0.50) * 1000,
-        p99_ms=percentile(tally.latencies_s, 0.99) * 1000,
+        p50_ms=percentile(tally.latencies_s, 50) * 1000,
+        p99_ms=percentile(tally.latencies_s, 99) * 1000,
         conflicts=tally.said_no[Limit.CONFLICT],
         retries=tally.retries,
         errors=tally.outcomes[Outcome.BUSY],

@@ -30,8 +30,8 @@ from infra.bench.capacity_terms import (
     ModelLatency,
     Outcome,
     Result,
-    percentile,
 )
+from infra.bench.meters import percentile
 from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, LEASE_S
 from lib.gemini import RETRY_JITTER_S, RETRY_NEEDS_S
 from lib.ledger import RESERVE_WITHIN_S
@@ -80,8 +80,8 @@ class _Service:
             outcomes=counted.outcomes,
             refused_by=counted.refused_by,
             said_no=counted.said_no,
-            p50_s=percentile(counted.latencies_s, 0.50),
-            p99_s=percentile(counted.latencies_s, 0.99),
+            p50_s=percentile(counted.latencies_s, 50),
+            p99_s=percentile(counted.latencies_s, 99),
             succeed_per_s=counted.outcomes[Outcome.OK] / self._load.seconds,
             retries=counted.retries,
             cold_starts=counted.cold_starts,

@@ -1,7 +1,7 @@
 """The question and the answer of the capacity model: a load, what limits it, what became of it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,7 +15,6 @@ __all__ = [
     "ModelLatency",
     "Outcome",
     "Result",
-    "percentile",
 ]
 
 
@@ -176,9 +175,3 @@ class Result:
     def bites_first(self) -> Limit | None:
         """The limit by which most of them failed."""
         return max(self.refused_by, key=lambda limit: self.refused_by[limit], default=None)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest rank; not a number when there is none."""
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(share * len(ranked)) - 1)] if ranked else math.nan

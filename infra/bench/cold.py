@@ -21,6 +21,7 @@ from infra.bench.servers import Reach
 from infra.bench.words import least_median_most, table, verdict
 from infra.build import python313
 from infra.build.artifact import OURS, build
+from infra.build.faults import BuildError
 from infra.build.sizes import largest_parts, unzipped_bytes, zipped_bytes
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
@@ -73,11 +74,17 @@ Cold = Mapping[str, Start]
 
 @contextmanager
 def builds() -> Iterator[Builds]:
-    """Makes all three."""
+    """Makes all three.
+
+    Raises:
+        BuildError: a build fails, or there is no Python 3.13 to make bytecode with.
+    """
     with TemporaryDirectory(prefix="bench-") as scratch:
         found = Builds(*(Path(scratch, name) for name in ("built", "plain", "empty")))
         machine = "arm64" if platform.machine() in {"arm64", "aarch64"} else "x86_64"
-        build(PROJECT_ROOT, machine, found.built, python313.find())
+        missing = build(PROJECT_ROOT, machine, found.built, python313.find())
+        if missing:
+            raise BuildError(" ".join(missing))
         shutil.copytree(tools.packages(), found.plain, ignore=_NOT_DEPLOYED)
         for ours in OURS:
             shutil.copytree(PROJECT_ROOT / ours, found.plain / ours, ignore=_NOT_DEPLOYED)

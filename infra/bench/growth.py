@@ -7,17 +7,15 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from io import StringIO
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import boto3
 
 from handlers import reconcile
-from infra.bench.caller import UnexpectedAnswerError
-from infra.bench.servers import CREDITS, TABLE, Reach, ledger_at, open_account, variables
+from infra.bench.caller import UnexpectedAnswerError, silenced
+from infra.bench.servers import CREDITS, PROMPT, TABLE, Reach, ledger_at, open_account, variables
 from infra.bench.words import least_median_most, table
 from infra.local.functions import LambdaContext
 from infra.template import Template
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Growth", "Sweep", "measure", "report"]
 
-PROMPT = "A log cabin by a frozen mountain lake at dusk, smoke rising from the chimney"
 WARM_UP = 5
 PAGE = 20
 BATCH = 25
@@ -130,7 +127,7 @@ def _sweep(reach: Reach, ledger: Ledger, client: "DynamoDBClient", holds: int) -
     refunded, runs = 0, 0
     began = time.perf_counter()
     reconcile.service.cache_clear()
-    with variables(reach.environment), redirect_stdout(StringIO()):
+    with silenced(), variables(reach.environment):
         while refunded < holds and runs < MOST_RUNS:
             context: Any = LambdaContext(function.name, "1024", function.timeout_s)
             refunded += reconcile.handler({}, context)["refunded"]

@@ -1,15 +1,11 @@
-"""Peak memory of the built generate function in Lambda's own runtime, request after request.
+"""Peak memory of the built generate function in Lambda's own runtime, request after request."""
 
-The peak is VmHWM of the runtime's process: the ``ru_maxrss`` of a child begins with its parent's.
-"""
-
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from infra.bench.caller import UnexpectedAnswerError, paid_event
 from infra.bench.cold import Builds
+from infra.bench.meters import peak_mib
 from infra.bench.servers import Reach
 from infra.bench.words import table, verdict
 from infra.template import Template
@@ -19,7 +15,6 @@ __all__ = ["Memory", "measure", "report"]
 
 TARGET_MIB = 256
 ANSWER_S = 60.0
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,12 @@ class Memory:
     def peak(self) -> float:
         """After the last request."""
         return max(self.peaks.values())
+
+    @property
+    def grown_mib(self) -> float:
+        """What the second half of the requests added."""
+        *_, half, whole = self.peaks.values()
+        return whole - half
 
 
 def measure(
@@ -63,15 +64,8 @@ def _peaks(
             if answer["statusCode"] != 200:  # noqa: PLR2004 - OK
                 raise UnexpectedAnswerError(f"the sandbox answered {answer['statusCode']}")
             if number in looks:
-                peaks[number] = _peak_mib(sandbox.runtime_pid())
+                peaks[number] = peak_mib(sandbox.runtime_pid() or 0)
     return Memory(kind, peaks, function.memory_mb)
-
-
-def _peak_mib(pid: int | None) -> float:
-    found = _PEAK.search(Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace"))
-    if found is None:
-        raise UnexpectedAnswerError("Linux does not tell the peak of the runtime's memory")
-    return int(found[1]) / 1024
 
 
 def report(found: list[Memory]) -> Iterator[str]:
@@ -80,12 +74,13 @@ def report(found: list[Memory]) -> Iterator[str]:
     yield f"Peak resident memory (VmHWM) of the built function; it has {found[0].function_mb} MB."
     yield ""
     yield from table(
-        ("pictures", "peak MiB after so many requests", "target"),
+        ("pictures", "peak MiB after so many requests", "target", "added by the second half, MiB"),
         (
             (
                 each.kind,
                 ", ".join(f"{count}: **{peak:.0f}**" for count, peak in each.peaks.items()),
                 verdict(each.peak, TARGET_MIB, ".0f"),
+                f"{each.grown_mib:.1f}",
             )
             for each in found
         ),

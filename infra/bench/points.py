@@ -15,7 +15,8 @@ class Point:
 
     ``throughput_per_s`` counts pairs of a reserve and a settle; ``p50_ms`` and ``p99_ms`` are what
     a pair takes, its waits included. ``conflicts`` counts refusals, ``retries`` the tries that
-    followed one, ``errors`` the pairs that were given up.
+    followed one, ``errors`` the pairs that were given up, which are
+    in no percentile.
     """
 
     clients: int

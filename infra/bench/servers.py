@@ -33,6 +33,7 @@ from lib.table import Table
 __all__ = [
     "CREDITS",
     "GEMINI_KEY",
+    "PROMPT",
     "TABLE",
     "Reach",
     "ledger_at",
@@ -45,9 +46,11 @@ TABLE = "credits"
 # An underscore makes the name no host's, so boto3 puts it into the path.
 BUCKET = "images_of_the_benchmark"
 GEMINI_KEY = "any-key-will-do"
+PROMPT = "A log cabin by a frozen mountain lake at dusk, smoke rising from the chimney"
 CREDITS = 10_000_000
 REQUESTS_A_MINUTE = 1_000_000
 SETUP_TAKES_S = 30.0
+STOP_TAKES_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,16 @@ def running() -> Iterator[Reach]:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the servers have no pipes")
         try:
-            yield Reach(**json.loads(process.stdout.readline()))
+            reach = process.stdout.readline()
+            if not reach:
+                raise RuntimeError("the servers did not start; what they said is above")
+            yield Reach(**json.loads(reach))
         finally:
             process.stdin.close()
+            try:
+                process.wait(STOP_TAKES_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @contextmanager

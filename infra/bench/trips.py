@@ -9,8 +9,9 @@ from infra.bench.caller import calling, paid_event
 from infra.bench.servers import Reach
 from infra.bench.wire import counts_at
 from infra.bench.words import table
+from lib.api_keys import new_key
 
-__all__ = ["SUCCESS", "Trips", "measure", "report"]
+__all__ = ["SUCCESS", "SUCCESS_TARGET", "Trips", "measure", "report"]
 
 SUCCESS = "success"
 SUCCESS_TARGET = 4
@@ -31,8 +32,9 @@ def measure(reach: Reach, prompt: str) -> Trips:
         SUCCESS: (200, paid_event(good, prompt, RATIO)),
         "replay of an idempotency key": (200, paid_event(good, prompt, RATIO, key)),
         "400, no prompt": (400, paid_event(good, "", RATIO)),
-        "401, unknown key": (401, paid_event(f"{good}x", prompt, RATIO)),
-        "402, no credits": (402, paid_event(reach.poor_key, prompt, RATIO)),
+        "401, misspelt key": (401, paid_event(f"{good}x", prompt, RATIO)),
+        "401, unknown key": (401, paid_event(new_key("bench"), prompt, RATIO)),
+        "402, no credits": (402, paid_event(poor, prompt, RATIO)),
         "refund, the model refuses": (500, paid_event(good, "[fail:safety]", RATIO)),
     }
     found = {}

@@ -6,14 +6,16 @@ transaction holds at that moment is refused in DynamoDB's words, before it goes 
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis.html
 """
 
+import contextlib
 import json
+import queue
 import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -44,8 +46,7 @@ class Wire:
         self._upstream = urlsplit(upstream).netloc
         self._conflicts = conflicts
         self._server = HttpServer(limits=_LIMITS)
-        self._connection = threading.local()
-        self._connections: list[HTTPConnection] = []
+        self._idle: queue.LifoQueue[tuple[float, HTTPConnection]] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._held: set[_Key] = set()
@@ -70,8 +71,9 @@ class Wire:
     def stop(self) -> None:
         """Closes the port and all connections."""
         self._server.stop()
-        for connection in self._connections:
-            connection.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait()[1].close()
 
     def _respond(self, request: Request) -> Response:
         if request.target == COUNTS_PATH:
@@ -86,26 +88,29 @@ class Wire:
 
     def _forward(self, request: Request) -> Response:
         headers = {name: value for name, value in request.headers if name not in _HOP_BY_HOP}
-        connection = self._connection_of_this_thread()
-        connection.request(request.method, request.target, request.body, headers)
-        answer = connection.getresponse()
-        body = answer.read()
+        connection = self._connection()
+        try:
+            connection.request(request.method, request.target, request.body, headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        except (OSError, HTTPException):
+            connection.close()
+            raise
+        self._idle.put((time.monotonic(), connection))
         kept = [
             (name, value) for name, value in answer.getheaders() if name.lower() != "connection"
         ]
         return Response(answer.status, tuple(kept), body)
 
-    def _connection_of_this_thread(self) -> HTTPConnection:
-        """The server has a thread for each connection, so each keeps one to the other side."""
-        found: HTTPConnection | None = getattr(self._connection, "own", None)
-        now = time.monotonic()
-        if found is None or now > self._connection.used_at + _IDLE_S:
-            # The other side may be about to hang up.
-            found = HTTPConnection(self._upstream, timeout=_UPSTREAM_S)
-            self._connection.own = found
-            self._connections.append(found)
-        self._connection.used_at = now
-        return found
+    def _connection(self) -> HTTPConnection:
+        """The one that was used last; or a new one, for the other side hangs up on idle ones."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                used_at, connection = self._idle.get_nowait()
+                if time.monotonic() < used_at + _IDLE_S:
+                    return connection
+                connection.close()
+        return HTTPConnection(self._upstream, timeout=_UPSTREAM_S)
 
     @contextmanager
     def _holding(self, request: Request) -> Iterator[Response | None]:

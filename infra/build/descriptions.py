@@ -6,6 +6,7 @@ is at every cold start. Nine tenths of that are documentation and other services
 
 import gzip
 import json
+import zlib
 from typing import Any
 
 from infra.build.faults import BuildError
@@ -17,6 +18,7 @@ SERVICES = ("dynamodb", "s3", "secretsmanager", "sqs")
 
 _ENDPOINTS = "botocore/data/endpoints.json"
 _DESCRIPTION = "/service-2.json.gz"
+_OTHER_FORM = (ValueError, OSError, EOFError, zlib.error, LookupError, TypeError, AttributeError)
 
 
 def slimmed(name: str, content: bytes) -> tuple[str, bytes]:
@@ -33,7 +35,7 @@ def slimmed(name: str, content: bytes) -> tuple[str, bytes]:
         if name.startswith("botocore/data/") and name.endswith(_DESCRIPTION):
             description = _without_documentation(json.loads(gzip.decompress(content)))
             return name.removesuffix(".gz"), _written(description)
-    except (ValueError, OSError, LookupError, TypeError) as fault:
+    except _OTHER_FORM as fault:
         raise BuildError(f"{name} is not what botocore's descriptions were so far") from fault
     return name, content
 

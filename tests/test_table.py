@@ -1,0 +1,54 @@
+"""How long the ledger waits before it tries a call to DynamoDB again."""
+
+from typing import Any, cast
+
+import pytest
+from botocore.exceptions import ClientError
+
+from lib.deadline import Deadline
+from lib.table import LedgerUnreachable, Table
+
+CONFLICT = "TransactionConflict"
+THROTTLED = "ThrottlingError"
+
+
+class Refusing:
+    """A DynamoDB client that cancels so many transactions, each for these reasons."""
+
+    def __init__(self, times: int, *codes: str) -> None:
+        self._left = times
+        self._codes = codes
+
+    def transact_write_items(self, **_arguments: object) -> dict[str, object]:
+        if self._left == 0:
+            return {}
+        self._left -= 1
+        response: Any = {
+            "Error": {"Code": "TransactionCanceledException"},
+            "CancellationReasons": [{"Code": code} for code in self._codes],
+        }
+        raise ClientError(response, "TransactWriteItems")
+
+
+def pauses_of(times: int, *codes: str, seconds: float = 1000) -> list[float]:
+    """The longest that each pause may be."""
+    pauses: list[float] = []
+    client = cast("Any", Refusing(times, *codes))
+    table = Table(client, "credits", sleep=pauses.append, jitter=lambda: 1.0)
+    table.transact([], Deadline(seconds, clock=lambda: 0.0))
+    return pauses
+
+
+def test_after_conflicts_the_pauses_grow_to_a_fifth_of_a_second() -> None:
+    assert pauses_of(6, CONFLICT, "None") == [0.025, 0.05, 0.1, 0.2, 0.2, 0.2]
+
+
+@pytest.mark.parametrize("codes", [(THROTTLED,), (CONFLICT, THROTTLED)])
+def test_where_there_is_throttling_they_grow_to_four_fifths(codes: tuple[str, ...]) -> None:
+    assert pauses_of(7, *codes) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 0.8]
+
+
+def test_nothing_is_tried_again_that_would_not_fit_into_the_time_left() -> None:
+    with pytest.raises(LedgerUnreachable) as unreachable:
+        pauses_of(6, CONFLICT, seconds=3.0)
+    assert not unreachable.value.maybe_done
