@@ -535,7 +535,13 @@ def test_what_it_links_to_and_the_files_it_names_are_there() -> None:
 
     assert links
     assert paths
-    assert [path for path in [*links, *paths] if not (PROJECT_ROOT / path).exists()] == []
+    files = [path.partition("#")[0] for path in [*links, *paths]]
+    assert [path for path in files if not (PROJECT_ROOT / path).exists()] == []
+    for document, _, anchor in (link.partition("#") for link in links if ".md#" in link):
+        titles = re.findall(
+            r"^#+ (.+)$", (PROJECT_ROOT / document).read_text("utf-8"), re.MULTILINE
+        )
+        assert anchor in {title.lower().replace(" ", "-") for title in titles}
 
 
 def test_the_figures_of_its_speed_are_those_of_the_last_results() -> None:
