@@ -10,10 +10,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import boto3
 from google import genai
@@ -26,6 +28,7 @@ from infra.bench.meters import percentile
 from infra.bench.png_encoders import BYTES_TARGET, Picture, save_with_pillow
 from infra.bench.servers import GEMINI_KEY, Reach
 from infra.bench.words import least_median_most, table, verdict
+from lib import generation
 from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
 from lib.gemini import Gemini
 from lib.ledger import Order
@@ -77,16 +80,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Warm:
-    """Every picture; medians of CPU milliseconds by room, and of the same request as a whole."""
+    """Every picture; medians of CPU milliseconds by room, and of a request less its PNG."""
 
     pictures: list[Compared]
     rooms: Mapping[str, float]
-    whole_ms: float
-
-    @property
-    def apart_ms(self) -> float:
-        """Our own CPU, the PNG apart."""
-        return self.whole_ms - self.rooms["png"]
+    apart_ms: float
 
     def all_of(self, arm: str, *, large: bool) -> Arm:
         """The requests with pictures of one size as one arm, ``ours`` or ``bare``."""
@@ -109,8 +107,8 @@ def measure(reach: Reach, drawn: Sequence[Picture], requests: int) -> Warm:
             ours, theirs = _by_turns(caller, bare, name, picture, max(2, share))
             size = len(encode_png(picture)) / len(save_with_pillow(picture))
             found.append(Compared(name, is_large, ours, theirs, size))
-        rooms, whole_ms = _rooms(caller, reach.api_key, drawn[0][0], max(5, requests // 4))
-    return Warm(found, rooms, whole_ms)
+        rooms, apart_ms = _rooms(caller, reach.api_key, drawn[0][0], max(5, requests // 2))
+    return Warm(found, rooms, apart_ms)
 
 
 def _is_large(picture: Image.Image) -> bool:
@@ -137,11 +135,15 @@ def _by_turns(
 def _rooms(
     caller: Caller, api_key: str, prompt: str, requests: int
 ) -> tuple[dict[str, float], float]:
-    """Where a paid request's CPU goes: whole ones, and by turns the same rooms one by one."""
+    """Where a paid request's CPU goes, room by room; and by turns what a whole one takes.
+
+    Of a whole one its PNG is taken off, as it was measured in that very request.
+    """
     rooms = Rooms(Settings.from_environment())
     model = Gemini(rooms.gemini_api_key, rooms.settings.gemini_model)
     ledger, images, ratio = rooms.ledger, rooms.images, AspectRatio.LANDSCAPE_16_9
     spent: dict[str, list[float]] = {}
+    apart_ms: list[float] = []
 
     def timed(room: str, call: Callable[..., T], *arguments: Any) -> T:
         began = time.process_time()
@@ -150,20 +152,37 @@ def _rooms(
         return result
 
     for _ in range(WARM_UP + requests):
-        timed("whole", caller.paid, prompt, ratio.value)
+        with _png_timed() as png_ms:
+            timed("whole", caller.paid, prompt, ratio.value)
+        apart_ms.append(spent["whole"][-1] - sum(png_ms))
         deadline = Deadline(FUNCTION_TIMEOUT_S)
         organisation = timed("api_keys", rooms.api_keys.organisation_of, f"Bearer {api_key}")
         order = Order(organisation, prompt, ratio)
-        generation = timed("reserve", ledger.reserve, order, _key, deadline)
+        reserved = timed("reserve", ledger.reserve, order, _key, deadline)
         picture = timed("model", model.generate, prompt, ratio, deadline)
         png = timed("png", to_png, picture, ratio)
-        stored = (generation.image_key, png, generation.attempt_id, deadline)
+        stored = (reserved.image_key, png, reserved.attempt_id, deadline)
         timed("put", images.put, *stored)
-        timed("settle", ledger.settle, generation, 1, deadline)
+        timed("settle", ledger.settle, reserved, 1, deadline)
     model.close()
+    del spent["whole"]
     medians = {room: statistics.median(values[WARM_UP:]) for room, values in spent.items()}
-    whole_ms = medians.pop("whole")
-    return medians, whole_ms
+    return medians, statistics.median(apart_ms[WARM_UP:])
+
+
+@contextmanager
+def _png_timed() -> Iterator[list[float]]:
+    """The CPU milliseconds of each PNG that the service makes until the block ends."""
+    took_ms: list[float] = []
+
+    def timed_png(image: bytes, ratio: AspectRatio) -> bytes:
+        began = time.process_time()
+        png = to_png(image, ratio)
+        took_ms.append((time.process_time() - began) * 1000)
+        return png
+
+    with patch.object(generation, "to_png", timed_png):
+        yield took_ms
 
 
 def _key(created_ms: int) -> str:
@@ -233,7 +252,7 @@ def report(warm: Warm) -> Iterator[str]:
         (_walls(warm, large=False), _walls(warm, large=True)),
     )
     yield from ("", f"Where our CPU goes ({warm.pictures[0].picture}):", "")
-    rest = warm.whole_ms - sum(warm.rooms.values())
+    rest = warm.apart_ms - sum(ms for room, ms in warm.rooms.items() if room != "png")
     yield from table(
         ("room", "CPU ms, median"),
         [(room, f"{ms:.1f}") for room, ms in warm.rooms.items()]
