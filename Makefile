@@ -46,7 +46,7 @@ test: $(INSTALLED)
 verify: verify-tools
 	@$(BIN)/python -m pytest -m real -n 3 --dist loadfile --no-loadscope-reorder
 
-# Leave the machine alone meanwhile: it takes about half an hour.
+# Leave the machine alone meanwhile: it takes about twenty minutes.
 bench: verify-tools
 	@$(BIN)/python -m infra.bench
 

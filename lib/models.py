@@ -2,8 +2,8 @@
 
 The strings and figures are the product reference's. Field names are the wire's, in camelCase.
 
-Bodies of answers are plain dataclasses: pydantic guards what comes in, and takes a quarter of a
-second to load, which a function that reads no body does without.
+Bodies of answers are plain dataclasses: pydantic guards what comes in, and a function that reads no
+body starts without loading it.
 """
 
 import base64

@@ -62,7 +62,7 @@ def main() -> int:
             measured = _measured(reach, builds, sections, quick=given.quick)
             first += ["", *summary.report(measured)]
     finally:
-        # Half an hour's figures are not to be lost to a fault in the last minute.
+        # The figures of a long run are not to be lost to a fault in the last minute.
         minutes = (time.monotonic() - began) / 60
         lines = [line for section in (first, *sections) for line in (*section, "")]
         text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])

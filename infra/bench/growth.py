@@ -112,7 +112,7 @@ def _generation(organisation: str, number: int, status: Status) -> Generation:
 def _sweep(reach: Reach, ledger: Ledger, client: "DynamoDBClient", holds: int) -> Sweep:
     """Lets the real reconciler, in this process, refund ``holds`` reservations of dead requests."""
     organisation = "holds"
-    open_account(ledger, organisation, CREDITS)
+    open_account(ledger, organisation)
     _take(client, organisation, holds)
     expired = (
         replace(_generation(organisation, number, Status.RESERVED), lease_expires_at=1_700_000_100)
