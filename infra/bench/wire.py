@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
+from infra.lifetime import Runs
 from infra.local.http_server import HttpServer, Limits, Request, Response
 
 __all__ = ["CONFLICTS", "Counts", "Wire", "counts_at"]
@@ -36,7 +36,7 @@ Counts = Mapping[str, int]
 _Key = tuple[str, str]
 
 
-class Wire:
+class Wire(Runs):
     """Forwards to ``upstream``, on a port of its own, from ``start`` (or ``with``) until ``stop``.
 
     How often each operation went through is at ``COUNTS_PATH``, for other processes too.
@@ -51,18 +51,6 @@ class Wire:
         self._counts: Counter[str] = Counter()
         self._held: set[_Key] = set()
         self.url = self._server.url
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Forwards from now on."""

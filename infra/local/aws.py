@@ -12,8 +12,7 @@ import os
 import threading
 from collections.abc import Mapping
 from itertools import count
-from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, overload
 from urllib.parse import unquote
 
 import boto3
@@ -24,6 +23,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.s3.models import s3_backends
 from werkzeug.wrappers import Response as WsgiResponse
 
+from infra.lifetime import Runs
 from infra.local.http_server import HttpServer, Limits, Request, Response
 from infra.template import Template
 
@@ -57,7 +57,7 @@ class _Client(Protocol):
     def close(self) -> None: ...
 
 
-class EmbeddedAws:
+class EmbeddedAws(Runs):
     """One AWS account, empty at ``start`` and gone at ``stop``.
 
     Several may run in one process: each has its account number, so none sees the tables and secrets
@@ -76,18 +76,6 @@ class EmbeddedAws:
         self._making_client = threading.Lock()
         self._clients: dict[str, _Client] = {}
         self.url = self._server.url
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Answers from now on."""

@@ -30,11 +30,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from PIL import Image
 
+from infra.lifetime import Runs
 from infra.local.landscape import SIZES, paint
 
 __all__ = ["FAILURES", "SIZES", "Answer", "GeminiStandIn", "Received"]
@@ -77,7 +77,7 @@ class Answer:
 Script = Callable[[Received], Answer | None]
 
 
-class GeminiStandIn:
+class GeminiStandIn(Runs):
     """The server. It listens from ``start`` (or ``with``) until ``stop``, which takes no time.
 
     ``latency_s`` is waited before each answer. With ``fixed_picture`` one picture per ratio is
@@ -140,18 +140,6 @@ class GeminiStandIn:
         """Closes every connection, those that hang included, and the ports."""
         self._google.stop()
         self._elsewhere.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _respond(self, request: Received, client: "_Client") -> Answer | None:
         scripted = self._script(request) if self._script else None

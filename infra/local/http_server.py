@@ -15,10 +15,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
-from typing import Self
 
 import h11
+
+from infra.lifetime import Stops
 
 __all__ = ["HttpServer", "Limits", "Request", "Respond", "Response", "json_response"]
 
@@ -75,7 +75,7 @@ def json_response(status: int, message: str) -> Response:
     return Response(status, (("content-type", "application/json"),), body)
 
 
-class HttpServer:
+class HttpServer(Stops):
     """Listens from the moment it is made; answers from ``start`` to ``stop``."""
 
     def __init__(self, port: int = 0, limits: Limits | None = None) -> None:
@@ -93,17 +93,6 @@ class HttpServer:
         self._acceptor: threading.Thread | None = None
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self, respond: Respond) -> None:
         """Answers every request with ``respond``, each connection on a thread of its own."""

@@ -13,9 +13,10 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+from infra.lifetime import Runs
 from infra.local.aws import EmbeddedAws
 from infra.local.functions import LambdaContext, LocalFunction, Schedule
 from infra.local.gateway import IMAGES_PATH, Gateway, ImageSource
@@ -51,7 +52,7 @@ class StackError(Exception):
     """The template asks for something that the local stack can't give."""
 
 
-class LocalStack:
+class LocalStack(Runs):
     """The service on ``http://127.0.0.1:<port>``, with one organisation that has 100 credits.
 
     All state is in memory. While it runs, ``os.environ`` leads the handlers to it; so one process
@@ -97,18 +98,6 @@ class LocalStack:
         # so boto3 puts it into the path, whatever this machine is called.
         self.bucket = f"images_{self.aws.account_id}"
         self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Brings everything up and opens the organisation's account.

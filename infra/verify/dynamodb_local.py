@@ -7,12 +7,12 @@ import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
 
+from infra.lifetime import Runs
 from infra.local.aws import REGION
 from infra.template import Template
 from infra.verify import tools
@@ -29,25 +29,13 @@ _START_TAKES_S = 60.0
 _STARTED = re.compile(r"Started ServerConnector@.*\{127\.0\.0\.1:(\d+)\}")
 
 
-class DynamoDbLocal:
+class DynamoDbLocal(Runs):
     """One empty DynamoDB on a free port of 127.0.0.1, in memory, until ``stop``."""
 
     def __init__(self) -> None:
         self.url = ""
         self._directory = TemporaryDirectory(prefix="dynamodb-local-")
         self._child: Child | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Returns when it answers.

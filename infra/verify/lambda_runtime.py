@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from infra.lifetime import Runs
 from infra.verify import tools
 from infra.verify.child import Child, NotReadyError, free_ports
 
@@ -45,7 +45,7 @@ class Task:
     memory_mb: int = 1024
 
 
-class LambdaRuntime:
+class LambdaRuntime(Runs):
     """A sandbox that takes one request at a time, from ``start`` (or ``with``) until ``stop``.
 
     ``environment`` is all that the function sees of variables, beside Lambda's own.
@@ -57,18 +57,6 @@ class LambdaRuntime:
         self._directory = TemporaryDirectory(prefix="lambda-")
         self._child: Child | None = None
         self._port = 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Returns when the emulator listens; the function itself starts with the first request.

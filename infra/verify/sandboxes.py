@@ -4,9 +4,8 @@ import os
 import queue
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from infra.lifetime import Stops
 from infra.local.functions import LambdaContext
 from infra.local.stack import Handler
 from infra.template import Function
@@ -20,7 +19,7 @@ _LONGER_THAN_ITS_TIMEOUT_S = 5.0
 _SHARED = ("AWS_", "GOOGLE_")
 
 
-class Sandboxes:
+class Sandboxes(Stops):
     """Up to three sandboxes for each function, made when they are needed; all end with ``stop``.
 
     ``root`` is what is deployed, and ``packages`` more directories to import from.
@@ -30,17 +29,6 @@ class Sandboxes:
         self._root = root
         self._packages = packages
         self._started: list[LambdaRuntime] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def handler(self, function: Function) -> Handler:
         """Calls the function in a free sandbox; waits for one if all are taken.
