@@ -1,20 +1,22 @@
-"""API Gateway's HTTP API events (payload 2.0) as requests, and answers as its responses."""
+"""API Gateway's HTTP API events (payload 2.0) as requests, and responses."""
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lib.errors import BodyTooLarge, InvalidRequest, ServiceError
-from lib.models import MAX_BODY_BYTES
+from lib.http.models import MAX_BODY_BYTES
 
 __all__ = [
+    "RESPOND_ASYNC",
     "Event",
     "Response",
     "body_of",
     "failure",
     "header",
     "origin",
+    "prefers_async",
     "request_id",
     "success",
     "text",
@@ -22,6 +24,9 @@ __all__ = [
 
 Event = Mapping[str, Any]
 Response = dict[str, Any]
+RESPOND_ASYNC = "respond-async"
+# Longer than any list of preferences in use. A longer one counts as none.
+MAX_PREFER_CHARACTERS = 1_024
 
 
 def header(event: Event, name: str) -> str | None:
@@ -60,16 +65,32 @@ def body_of(event: Event) -> bytes:
         raise InvalidRequest("invalid_base64", "The request body must be valid base64") from fault
 
 
+def prefers_async(event: Event) -> bool:
+    """Whether the preference ``respond-async`` (RFC 7240) is among those of the request.
+
+    Other preferences are ignored, and so are parameters.
+    """
+    preferences = header(event, "prefer") or ""
+    if len(preferences) > MAX_PREFER_CHARACTERS:
+        return False
+    for preference in _split(preferences, ","):
+        name, _, value = next(_split(preference, ";")).partition("=")
+        # RFC 7240, section 2: an empty value is equivalent to no value.
+        if name.strip().lower() == RESPOND_ASYNC and value.strip() in ("", '""'):
+            return True
+    return False
+
+
 def success(
     status: int, body: Mapping[str, object], request: str, headers: Mapping[str, str]
 ) -> Response:
-    """An answer with a JSON body."""
+    """A response with a JSON body."""
     written = json.dumps(body, separators=(",", ":"))
     return text(status, written, request, {"Content-Type": "application/json", **headers})
 
 
 def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Response:
-    """An answer whose headers say what its body is."""
+    """A response whose headers describe its body."""
     return {
         "statusCode": status,
         "headers": {"X-Request-Id": request, **headers},
@@ -79,8 +100,27 @@ def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Re
 
 
 def failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
-    """The answer that an error of ours stands for."""
+    """The response for an error."""
     return success(error.status, error.body(), request, {**error.headers(), **headers})
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """The parts of ``text`` between separators outside quoted strings; at least one, in one pass.
+
+    Quoted strings are those of RFC 9110, section 5.6.4: a backslash escapes one character.
+    """
+    begin, quoted, escaped = 0, False, False
+    for at, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and character == "\\":
+            escaped = True
+        elif character == '"':
+            quoted = not quoted
+        elif character == separator and not quoted:
+            yield text[begin:at]
+            begin = at + 1
+    yield text[begin:]
 
 
 def _bounded(body: bytes) -> bytes:

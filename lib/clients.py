@@ -1,19 +1,14 @@
 """The AWS clients: short, explicit timeouts, so that one slow call can't eat a refund's time.
 
-Building a client makes no network call. Nothing here retries by itself: the rooms that use a
-client know what may be repeated, and until when.
+Building a client makes no network call. botocore's retries are off, except for Secrets Manager: the
+module that uses a client knows what may be repeated, and until when.
 """
 
-import json
-import threading
 from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-
-from lib.settings import Settings
-from lib.storage import StorageUnreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -21,7 +16,16 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_sqs import SQSClient
 
-__all__ = ["ObjectStore", "SecretUnreadable", "dynamodb", "read_secret", "secrets_manager", "sqs"]
+__all__ = [
+    "SecretUnreadable",
+    "dynamodb",
+    "error_code",
+    "http_status",
+    "read_secret",
+    "secrets_manager",
+    "sqs",
+    "storage",
+]
 
 CONNECT_S = 1
 DYNAMODB_READ_S = 2
@@ -49,7 +53,7 @@ def read_secret(client: "SecretsManagerClient", name: str) -> str:
 
 
 def dynamodb(region: str | None = None) -> "DynamoDBClient":
-    """A DynamoDB client; ``lib.table`` does the retrying."""
+    """A DynamoDB client; ``lib.ledger.table`` does the retrying."""
     return boto3.client("dynamodb", region_name=region, config=_config(DYNAMODB_READ_S))
 
 
@@ -64,58 +68,41 @@ def sqs(region: str | None = None) -> "SQSClient":
     return boto3.client("sqs", region_name=region, config=_config(SQS_READ_S))
 
 
-class ObjectStore:
-    """The client of the bucket: S3, or R2 when an endpoint is configured.
+def storage(
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    credentials: tuple[str, str] | None = None,
+) -> "S3Client":
+    """A client of S3, or of R2 at ``endpoint_url``; ``lib.picture.storage`` does the retrying.
 
-    R2's credentials are a secret, so its client is made on first use. R2 wants the region ``auto``,
-    and no trailing checksums, which boto3 sends by default and which have broken uploads there.
+    ``credentials`` are an access key's id and its secret; None uses the function's role. boto3's
+    default trailing checksums have broken uploads to R2, so only required ones are sent.
     """
-
-    def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
-        self._region = settings.aws_region
-        self._endpoint = settings.storage_endpoint_url
-        self._credentials_secret = settings.storage_credentials_secret
-        self._secrets = secrets
-        self._lock = threading.Lock()
-        self._client: S3Client | None = None
-        if self._credentials_secret is None:
-            self._client = self._make()
-
-    def __call__(self) -> "S3Client":
-        """The client.
-
-        Raises:
-            StorageUnreachable: the credentials can't be read, or are not what they should be.
-        """
-        with self._lock:
-            if self._client is None:
-                self._client = self._make()
-            return self._client
-
-    def _make(self) -> "S3Client":
-        config = _config(STORAGE_READ_S).merge(
-            Config(
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            )
+    access_key, secret_key = credentials or (None, None)
+    config = _config(STORAGE_READ_S).merge(
+        Config(
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
-        if self._credentials_secret is None:
-            return boto3.client(
-                "s3", region_name=self._region, endpoint_url=self._endpoint, config=config
-            )
-        try:
-            pair = json.loads(read_secret(self._secrets, self._credentials_secret))
-            access_key, secret_key = pair["accessKeyId"], pair["secretAccessKey"]
-        except (SecretUnreadable, ValueError, TypeError, KeyError) as fault:
-            raise StorageUnreachable from fault
-        return boto3.client(
-            "s3",
-            region_name="auto",
-            endpoint_url=self._endpoint,
-            aws_access_key_id=access_key,
-            aws_secret_access_key=secret_key,
-            config=config,
-        )
+    )
+    return boto3.client(
+        "s3",
+        region_name=region,
+        endpoint_url=endpoint_url,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=config,
+    )
+
+
+def error_code(fault: ClientError) -> str:
+    """AWS's code of a refused call, such as ``ThrottlingException``; empty if it has none."""
+    return str(fault.response.get("Error", {}).get("Code", ""))
+
+
+def http_status(fault: ClientError) -> int:
+    """The HTTP status of a refused call; 0 if it has none."""
+    return int(fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _config(read_s: int, attempts: int = 1) -> Config:

@@ -15,8 +15,10 @@ __all__ = [
     "AFTER_MODEL_S",
     "FUNCTION_TIMEOUT_S",
     "JOB_WAITS_S",
+    "LAST_ROWS_TAKE_S",
     "LEASE_S",
     "REFUND_TAKES_S",
+    "RESPONSE_TAKES_S",
     "VISIBILITY_TIMEOUT_S",
     "WORKER_LEASE_S",
     "WORKER_TIMEOUT_S",
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 FUNCTION_TIMEOUT_S = 29
+# What returning the response takes once it is decided.
+RESPONSE_TAKES_S = 0.5
 AFTER_MODEL_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
 # One call to DynamoDB that nobody answers. Nothing is tried again that would leave less.
@@ -36,6 +40,8 @@ WORKER_LEASE_S = VISIBILITY_TIMEOUT_S + 60
 # A job that no worker has taken by then is refunded; its message finds that out when it comes. It
 # is long enough for a third delivery after two workers that found no ledger.
 JOB_WAITS_S = 2 * VISIBILITY_TIMEOUT_S + 240
+# What the reconciler needs at most for the rows that it has begun when it stops taking new ones.
+LAST_ROWS_TAKE_S = 15.0
 
 
 class Deadline:

@@ -29,20 +29,22 @@ from lib.errors import (
     UnexpectedFailure,
 )
 from lib.jobs import Job, Jobs
-from lib.ledger import AlreadyAccepted, Ledger, Order, ReservationGone
-from lib.ledger_rows import Generation, Status
-from lib.models import AspectRatio
+from lib.ledger.ledger import Ledger, ReservationGone
+from lib.ledger.order import Order
+from lib.ledger.reservation import AlreadyAccepted
+from lib.ledger.rows import Generation, Status
+from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
-from lib.png import to_png
-from lib.storage import CALL_TAKES_S, Images, KeyTaken, StorageUnreachable
-from lib.table import LedgerUnreachable
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.png import to_png
+from lib.picture.storage import CALL_TAKES_S, Images, KeyTaken, StorageUnreachable
 
 __all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
 
 # A worker that finds no ledger makes room for the next; the queue delivers the job again.
-FIRST_TAKE_WITHIN_S = 10.0
+FIRST_EXTENSION_WITHIN_S = 10.0
 # The customer waits for nothing but this any more.
-LAST_TAKE_WITHIN_S = 4.0
+LAST_EXTENSION_WITHIN_S = 4.0
 # What a request takes at most from its reservation until its job is queued and has a longer lease.
 QUEUED_WITHIN_S = 20
 
@@ -67,12 +69,12 @@ class Finished:
 class Accepted:
     """A paid image that is still to be made; it will be under ``image_url``.
 
-    ``repeated`` when an earlier request with the same key paid for it.
+    ``replayed`` when an earlier request with the same key paid for it.
     """
 
     generation_id: str
     image_url: str
-    repeated: bool = False
+    replayed: bool = False
 
 
 class Generations:
@@ -138,7 +140,7 @@ class Generations:
             if self._may_not_be_queued(earlier.generation):
                 with contextlib.suppress(JobNotQueued):
                     self._queue(earlier.generation, deadline, observation)
-            return self._accepted(earlier.generation, repeated=True)
+            return self._accepted(earlier.generation, replayed=True)
         if generation.status is Status.SETTLED:
             return self._replayed(generation, observation)
         try:
@@ -155,11 +157,11 @@ class Generations:
             LedgerUnreachable: before anything was begun; the queue delivers the job again.
         """
         with observation.timed("LedgerMs"):
-            generation = self._ledger.take(
+            generation = self._ledger.extend_lease(
                 job.organisation,
                 job.created_ms,
                 WORKER_LEASE_S,
-                deadline.within(FIRST_TAKE_WITHIN_S),
+                deadline.within(FIRST_EXTENSION_WITHIN_S),
             )
         if generation is None:
             observation.count("JobsAlreadyEnded")
@@ -203,11 +205,11 @@ class Generations:
             self._jobs.put(Job(generation.organisation, generation.created_ms), deadline)
         try:
             with observation.timed("LedgerMs"):
-                self._ledger.take(
+                self._ledger.extend_lease(
                     generation.organisation,
                     generation.created_ms,
                     JOB_WAITS_S,
-                    deadline.within(LAST_TAKE_WITHIN_S),
+                    deadline.within(LAST_EXTENSION_WITHIN_S),
                 )
         except LedgerUnreachable as fault:
             # The worker does the same when the job comes to it, which is mostly at once.
@@ -220,13 +222,13 @@ class Generations:
         would be harmless, but two workers would pay for two pictures.
         """
         created_s = generation.created_ms // 1000
-        lease_is_short = (generation.lease_expires_at or 0) <= created_s + LEASE_S
+        lease_is_short = (generation.due_at or 0) <= created_s + LEASE_S
         return lease_is_short and self._clock() > created_s + QUEUED_WITHIN_S
 
     def _make_and_store(
         self, generation: Generation, deadline: Deadline, observation: Observation
     ) -> None:
-        ratio = AspectRatio(generation.aspect_ratio)
+        ratio = generation.aspect_ratio
         with observation.timed("ModelMs"):
             picture = self._model.generate(
                 generation.prompt, ratio, deadline.sooner_by(AFTER_MODEL_S)
@@ -302,8 +304,8 @@ class Generations:
         observation.count("Replays")
         return self._finished(generation, generation.duration_ms or 0, replayed=True)
 
-    def _accepted(self, generation: Generation, *, repeated: bool = False) -> Accepted:
-        return Accepted(generation.id, self._images.url(generation.image_key), repeated)
+    def _accepted(self, generation: Generation, *, replayed: bool = False) -> Accepted:
+        return Accepted(generation.id, self._images.url(generation.image_key), replayed)
 
     def _finished(
         self, generation: Generation, duration_ms: int, *, replayed: bool = False

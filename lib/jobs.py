@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lib.api_keys import is_organisation
+from lib.clients import error_code, http_status
 from lib.deadline import REFUND_TAKES_S, Deadline
 from lib.errors import JobNotQueued
-from lib.ledger_rows import parse_id
+from lib.keys.format import is_organisation
+from lib.ledger.rows import parse_id
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -109,7 +110,6 @@ class Jobs:
 
 
 def _is_transient(fault: ClientError) -> bool:
-    status = int(fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    code = fault.response.get("Error", {}).get("Code", "")
-    throttled = "Throttl" in code or status == HTTPStatus.TOO_MANY_REQUESTS
+    status = http_status(fault)
+    throttled = "Throttl" in error_code(fault) or status == HTTPStatus.TOO_MANY_REQUESTS
     return throttled or status >= HTTPStatus.INTERNAL_SERVER_ERROR

@@ -21,10 +21,12 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 )
 from botocore.exceptions import ClientError
 
+from lib.clients import error_code
+
 if TYPE_CHECKING:
     from lib.settings import Settings
 
-__all__ = ["Observation", "Telemetry", "anatomy"]
+__all__ = ["Observation", "Telemetry", "describe_fault"]
 
 _LIBRARIES = ("boto3", "botocore", "urllib3", "httpx2", "httpcore2", "google_genai", "PIL")
 
@@ -67,7 +69,7 @@ class Observation:
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
         """Something that an operator may want to look into."""
-        found = {"fault": anatomy(fault)} if fault else {}
+        found = {"fault": describe_fault(fault)} if fault else {}
         extra = {"request_id": self.request_id, **found, **fields}
         self._logger.warning(message, extra=extra, stacklevel=3)
 
@@ -112,7 +114,7 @@ class Observation:
         sys.stdout.flush()
 
 
-def anatomy(fault: BaseException) -> list[str]:
+def describe_fault(fault: BaseException) -> list[str]:
     """An exception and its causes: types, AWS's error codes, lines of code; nobody's words."""
     parts = []
     cause: BaseException | None = fault
@@ -121,7 +123,7 @@ def anatomy(fault: BaseException) -> list[str]:
         places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
         name = type(cause).__name__
         if isinstance(cause, ClientError):
-            name += f" {cause.response.get('Error', {}).get('Code')}"
+            name += f" {error_code(cause)}"
         parts.append(f"{name} at {' < '.join(reversed(places))}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return parts[:6]

@@ -47,49 +47,49 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "debit without looking at the balance",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         'has_credits = "credits >= :price"',
         'has_credits = "(credits >= :price OR credits < :price)"',
         LEDGER + "test_without_five_credits_nothing_is_written_and_the_balance_is_told[moto]",
     ),
     Mutant(
         "overwrite a generation of the same millisecond",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         'never_used = "attribute_not_exists(pk)"',
         'never_used = "attribute_not_exists(pk) OR attribute_exists(pk)"',
         LEDGER + "test_generations_of_one_millisecond_get_milliseconds_of_their_own[moto]",
     ),
     Mutant(
         "take an idempotency key that is taken",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         'key_is_free = "attribute_not_exists(pk) OR expiresAt <= :now"',
         'key_is_free = "attribute_not_exists(pk) OR expiresAt > :now OR expiresAt <= :now"',
         ORDERS + "[two requests with one key]",
     ),
     Mutant(
         "take over a key that was freed, whoever took it since",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         'key_is_free += " OR generation = :released"',
         'key_is_free += " OR generation >= :released"',
         ORDERS + "[two retries after a refund]",
     ),
     Mutant(
         "not recognise the own debit after a lost answer",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         "if _failed(generation) and _attempt_id(generation) == mine.attempt_id:",
         "if _failed(generation) and _attempt_id(generation) is None:",
         LEDGER + "test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again[moto]",
     ),
     Mutant(
         "count nothing against the minute's limit",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         'count = "rateUsed = rateUsed + :one"',
         'count = "rateUsed = rateUsed + :one - :one"',
         LEDGER + "test_the_limit_of_a_minute_is_kept_and_the_next_minute_begins_anew[moto]",
     ),
     Mutant(
         "settle whatever the status",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
         update: dict""",
         """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     Mutant(
         "refund whatever the status",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
         values = {""",
         """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
@@ -107,7 +107,7 @@ MUTANTS = (
     ),
     Mutant(
         "check, then refund without a condition",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        release = self._release(generation, failure_code, revisit_at)
 """,
         """        found = self.generation(generation.organisation, generation.created_ms, deadline)
@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "reconciler: delete first, refund afterwards",
-        "lib/reconciliation.py",
+        "lib/ledger/reconciliation.py",
         "        revisit_at = int(self._clock()) + hold.lease_s\n",
         "        revisit_at = int(self._clock()) + hold.lease_s\n"
         "        self._images.delete(hold.image_key)\n",
@@ -150,14 +150,14 @@ MUTANTS = (
     ),
     Mutant(
         "reconciler: never come back for an image that arrives late",
-        "lib/reconciliation.py",
+        "lib/ledger/reconciliation.py",
         "self._ledger.refund(hold, EXPIRED, deadline, revisit_at)",
         "self._ledger.refund(hold, EXPIRED, deadline)",
         ORDERS + "[a slow request and the reconciler]",
     ),
     Mutant(
         "reconciler: settle an image that is not whole",
-        "lib/reconciliation.py",
+        "lib/ledger/reconciliation.py",
         "if stored is not None and is_own and is_whole_png(stored.content):",
         "if stored is not None and is_own:",
         "tests/test_reconciliation.py"
@@ -165,7 +165,7 @@ MUTANTS = (
     ),
     Mutant(
         "reconciler: refund without looking for the image",
-        "lib/reconciliation.py",
+        "lib/ledger/reconciliation.py",
         "if stored is not None and is_own and is_whole_png(stored.content):",
         "if stored is not None and is_own and self._clock() < 0:",
         CRASHES + "[success]",
@@ -186,21 +186,21 @@ MUTANTS = (
     ),
     Mutant(
         "reuse a lease that has passed: a reservation is born expired",
-        "lib/ledger.py",
-        "lease_expires_at=now_ms // 1000 + lease_s,",
-        "lease_expires_at=now_ms // 1000,",
+        "lib/ledger/ledger.py",
+        "due_at=now_ms // 1000 + lease_s,",
+        "due_at=now_ms // 1000,",
         LEDGER + "test_a_reservation_takes_five_credits_and_opens_a_generation[moto]",
     ),
     Mutant(
         "overwrite the image of another attempt",
-        "lib/storage.py",
+        "lib/picture/storage.py",
         '            IfNoneMatch="*",\n',
         "",
         "tests/test_storage.py::test_an_image_of_another_attempt_is_never_overwritten[moto]",
     ),
     Mutant(
         "take a debit that nobody heard of for one: a 202 before the reservation",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         "            if fault.maybe_done or fault.hopeless:\n",
         "            if fault.maybe_done:\n"
         "                return attempt.generation\n"
@@ -209,14 +209,14 @@ MUTANTS = (
     ),
     Mutant(
         "reserve again for a 202 that is repeated",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         "if earlier is not None and earlier.status is not Status.REFUNDED:",
         "if earlier is not None and earlier.status is Status.SETTLED:",
         ORDERS + "[two asynchronous requests with one key]",
     ),
     Mutant(
         "repeat a 202 to one who waits for the image",
-        "lib/reservation.py",
+        "lib/ledger/reservation.py",
         "if earlier.asynchronous and mine.asynchronous:",
         "if earlier.asynchronous:",
         ORDERS + "[a synchronous and an asynchronous request with one key]",
@@ -232,7 +232,7 @@ MUTANTS = (
         "let a job wait long before it is queued",
         "lib/generation.py",
         '        with observation.timed("QueueMs"):\n',
-        "        self._ledger.take(\n"
+        "        self._ledger.extend_lease(\n"
         "            generation.organisation, generation.created_ms, JOB_WAITS_S, deadline\n"
         "        )\n"
         '        with observation.timed("QueueMs"):\n',
@@ -266,7 +266,7 @@ MUTANTS = (
     ),
     Mutant(
         "take a job whatever its status",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        still_reserved = "#status = :reserved"
         update: dict""",
         """        still_reserved = "(#status = :reserved OR attribute_exists(pk))"
@@ -276,11 +276,11 @@ MUTANTS = (
     Mutant(
         "work without looking at the status",
         "lib/generation.py",
-        """            generation = self._ledger.take(
+        """            generation = self._ledger.extend_lease(
                 job.organisation,
                 job.created_ms,
                 WORKER_LEASE_S,
-                deadline.within(FIRST_TAKE_WITHIN_S),
+                deadline.within(FIRST_EXTENSION_WITHIN_S),
             )
 """,
         """            generation = self._ledger.generation(
@@ -298,7 +298,7 @@ MUTANTS = (
     ),
     Mutant(
         "settle a job that another delivery refunded",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
         update: dict""",
         """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
@@ -307,7 +307,7 @@ MUTANTS = (
     ),
     Mutant(
         "refund a job that another delivery settled",
-        "lib/ledger.py",
+        "lib/ledger/ledger.py",
         """        still_reserved = "#status = :reserved AND attemptId = :attemptId"
         values = {""",
         """        still_reserved = "(#status = :reserved OR attemptId = :attemptId)"
@@ -326,7 +326,7 @@ MUTANTS = (
     ),
     Mutant(
         "reconciler: come back for a job's image as soon as for a request's",
-        "lib/ledger_rows.py",
+        "lib/ledger/rows.py",
         "return WORKER_LEASE_S if self.asynchronous else LEASE_S",
         "return LEASE_S",
         ORDERS + "[a late delivery and the reconciler, who comes again]",

@@ -7,15 +7,12 @@ permission that it takes there, and the metrics that CloudWatch would read from 
 
 import base64
 import contextlib
-import gc
 import importlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import boto3
@@ -25,13 +22,15 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from infra.local.aws import REGION, EmbeddedAws
 from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
+from infra.local.stack import drop_dependencies
 from infra.template import Function, Template
-from lib.api_keys import KeyRing, new_key
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.ledger_rows import Grant
-from lib.models import AspectRatio
-from lib.table import Table
+from lib.keys.format import new_key
+from lib.keys.key_ring import KeyRing
+from lib.ledger.accounts import Accounts
+from lib.ledger.rows import Grant
+from lib.ledger.table import Table
+from lib.picture.aspect_ratio import AspectRatio
 from tests.cloudformation import Variant
 from tests.world import small_picture
 
@@ -99,10 +98,9 @@ def operated(document: Mapping[str, Any], *, on_r2: bool = False) -> Iterator[Op
         }
         running.enter_context(_environment(environment))
         functions = Template(document).functions()
-        modules = [importlib.import_module(each.handler.rpartition(".")[0]) for each in functions]
         drive = _Drive(Operation(variant), aws, functions)
         running.enter_context(_sessions_of(drive))
-        running.enter_context(_fresh(modules))
+        running.enter_context(_fresh())
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             drive.through_everything()
@@ -309,10 +307,10 @@ class _Drive:
 
     def _open_account(self, organisation: str, credits_: int) -> None:
         deadline = Deadline(10)
-        ledger = Ledger(Table(self._aws.client("dynamodb"), self._table))
-        ledger.create_account(organisation, deadline)
+        accounts = Accounts(Table(self._aws.client("dynamodb"), self._table))
+        accounts.create(organisation, deadline)
         if credits_:
-            ledger.grant(organisation, Grant("first", credits_, "test", "test", 1), deadline)
+            accounts.grant(organisation, Grant("first", credits_, "test", "test", 1), deadline)
         prefix = self._environment["ORG_SECRET_PREFIX"]
         self._key = KeyRing(self._aws.client("secretsmanager"), prefix).issue(organisation).key
 
@@ -324,8 +322,8 @@ class _Drive:
             ExpressionAttributeValues={":pk": {"S": f"ORG#{organisation}"}},
         )["Items"]
         for row in rows:
-            if "openHold" in row:
-                self._change(organisation, row["sk"]["S"], "SET leaseExpiresAt = :value", 1)
+            if "dueShard" in row:
+                self._change(organisation, row["sk"]["S"], "SET dueAt = :value", 1)
 
     def _change(self, organisation: str, sort_key: str, change: str, value: int) -> None:
         self._aws.client("dynamodb").update_item(
@@ -451,22 +449,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fresh(modules: list[ModuleType]) -> Iterator[None]:
+def _fresh() -> Iterator[None]:
     """The handlers build their rooms for this environment, and forget them afterwards."""
-    _forget(modules)
+    drop_dependencies()
     try:
         yield
     finally:
-        _forget(modules)
-
-
-def _forget(modules: list[ModuleType]) -> None:
-    # Lambda ends the process, and the idle connections with it; here nothing else ends them.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        for module in modules:
-            module.service.cache_clear()
-        gc.collect()
+        drop_dependencies()
 
 
 def _small_picture(request: Received) -> Answer | None:

@@ -10,7 +10,7 @@ from math import cos, sin, tau
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = [
     "as_jpeg",

@@ -29,9 +29,11 @@ from infra.verify import tools
 from infra.verify.lambda_runtime import LambdaRuntime, Task
 from infra.verify.sandboxes import environment_of
 from lib.deadline import Deadline
-from lib.ledger import Ledger, Order
-from lib.ledger_rows import Generation
-from lib.table import Table
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import Order
+from lib.ledger.rows import Generation
+from lib.ledger.table import Table
+from lib.picture.aspect_ratio import AspectRatio
 from tests.customer import (
     CREDITS,
     MESSAGES,
@@ -94,7 +96,7 @@ def reserve_an_hour_ago(customer: Customer) -> Generation:
     stack = customer.stack
     table = Table(stack.aws.client("dynamodb"), stack.table)
     return Ledger(table, clock=lambda: time.time() - 3600).reserve(
-        Order(customer.organisation, "A fox", "1:1"),
+        Order(customer.organisation, "A fox", AspectRatio.SQUARE),
         lambda ms: f"generated/gemini/{customer.organisation}/{ms}.png",
         Deadline(10),
     )

@@ -12,7 +12,7 @@ from infra.bench.capacity_model import simulate
 from infra.bench.capacity_plot import Curve, draw
 from infra.bench.capacity_terms import Limit, Limits, Load, Measured, ModelLatency, Outcome
 from infra.template import TEMPLATE_PATH
-from lib.models import CREDITS_PER_IMAGE
+from lib.ledger.order import CREDITS_PER_IMAGE
 
 NONE = Limits.none()
 STEADY = ModelLatency(median_s=4.0, sigma=0.0)

@@ -22,12 +22,15 @@ from infra.cli.commands import root
 from infra.local.aws import EmbeddedAws
 from infra.local.http_server import HttpServer, Request, Response
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
-from lib.api_keys import ApiKeys
 from lib.deadline import Deadline
 from lib.errors import Unauthorized
-from lib.ledger import Ledger, Order
-from lib.ledger_rows import Generation, account_key
-from lib.table import Table
+from lib.keys.verification import KeyVerifier
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import Order
+from lib.ledger.rows import Generation, account_key
+from lib.ledger.table import Table
+from lib.picture.aspect_ratio import AspectRatio
 
 TABLE = "credits"
 PREFIX = "test/orgs/"
@@ -76,7 +79,7 @@ def run(
 def acme(aws: EmbeddedAws) -> str:
     """An organisation of the test's own, with no credits and no key."""
     name = f"acme{next(_names)}"
-    Ledger(Table(aws.client("dynamodb"), TABLE)).create_account(name, Deadline(10))
+    Accounts(Table(aws.client("dynamodb"), TABLE)).create(name, Deadline(10))
     return name
 
 
@@ -98,7 +101,7 @@ def document(said: Said) -> Any:
 def opens(aws: EmbeddedAws, key: str) -> str | None:
     """The organisation that the key opens now, or None."""
     try:
-        return ApiKeys(aws.client("secretsmanager"), PREFIX).organisation_of(f"Bearer {key}")
+        return KeyVerifier(aws.client("secretsmanager"), PREFIX).organisation_of(f"Bearer {key}")
     except Unauthorized:
         return None
 
@@ -602,7 +605,9 @@ def ledger(aws: EmbeddedAws) -> Ledger:
 
 def generated(ledger: Ledger, organisation: str, prompt: str, lease_s: int = 59) -> Generation:
     """A generation that is reserved."""
-    order = Order(organisation, prompt, "16:9", idempotency_key=f"key of {prompt}"[:20])
+    order = Order(
+        organisation, prompt, AspectRatio.LANDSCAPE_16_9, idempotency_key=f"key of {prompt}"[:20]
+    )
     return ledger.reserve(
         order, lambda ms: f"generated/gemini/{organisation}/{ms}.png", Deadline(10), lease_s
     )
@@ -657,7 +662,7 @@ def test_of_one_generation_all_that_is_stored_is_shown(
         "asynchronous": False,
         "idempotencyKey": "key of a red fox",
         "refundedAt": None,
-        "leaseExpiresAt": None,
+        "dueAt": None,
     }
     assert "a red fox" in run(f"generations show {acme} {made.id}").out
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from infra.local.aws import EmbeddedAws
-from lib.clients import ObjectStore
 from lib.deadline import Deadline
 from lib.errors import StorageFailed
+from lib.picture.storage import Images, ObjectStore, StorageUnreachable
 from lib.settings import Settings
-from lib.storage import Images, StorageUnreachable
 
 BUCKET = "pictures"
 SECRET = "r2-credentials"

@@ -24,10 +24,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-import handlers.generate
 from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, Received
 from infra.local.gemini_stand_in import Answer as ModelAnswer
-from infra.local.stack import LocalStack
+from infra.local.stack import LocalStack, drop_dependencies
 from infra.template import PROJECT_ROOT
 from tests.customer import (
     BASE64,
@@ -1152,8 +1151,7 @@ def serve_with_debug_on(report: Path) -> None:
             log.setFormatter(EverythingFormatter())
             logging.getLogger().addHandler(log)
             logging.debug(CONTROL)  # noqa: LOG015 - it is the root logger that is to be shown
-            handlers.generate.service.cache_clear()
-            handlers.generate.service()
+            drop_dependencies()
             at_once = sorted(FAILURES.keys() - LONG)
             prompts = [PROMPT, *(f"{PROMPT} [fail:{name}]" for name in at_once)]
             scripted = [f"{PROMPT} [script:{name}]" for name in scripted_answers()]

@@ -22,7 +22,7 @@ from lib.errors import (
     ServiceError,
 )
 from lib.generation import Accepted, Finished
-from lib.ledger_rows import Status
+from lib.ledger.rows import Status
 from tests.engines import Engine
 from tests.reporting import tally
 from tests.world import Fault, Process, Wire, World
@@ -141,7 +141,7 @@ def swept(world: World) -> None:
     never_taken(world)
     world.let_leases_pass()
     world.reconcile(world.process())
-    assert [each.lease_expires_at for each in world.generations()] == [None]
+    assert [each.due_at for each in world.generations()] == [None]
 
 
 def a_request_before(world: World) -> None:

@@ -20,27 +20,28 @@ import pytest
 from botocore import xform_name
 from botocore.model import OperationModel, Shape, StringShape
 
-from handlers.generate import ANSWER_TAKES_S
-from handlers.reconcile import HOLDS_IN_PARALLEL, LAST_HOLDS_TAKE_S
-from handlers.worker import ANSWER_TAKES_S as WORKERS_ANSWER_TAKES_S
 from infra.cli import main as operator_command
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib import errors
-from lib.api_keys import CACHE_S
-from lib.audit import REFUNDED_WITHIN_S
 from lib.deadline import (
     AFTER_MODEL_S,
     FUNCTION_TIMEOUT_S,
     JOB_WAITS_S,
+    LAST_ROWS_TAKE_S,
     LEASE_S,
+    RESPONSE_TAKES_S,
     WORKER_LEASE_S,
     WORKER_TIMEOUT_S,
 )
 from lib.errors import ContentRejected
-from lib.ledger import RESERVE_WITHIN_S
-from lib.ledger_rows import DEFAULT_RATE_LIMIT, HOLD_SHARDS
-from lib.models import CREDITS_PER_IMAGE, MAX_PROMPT_CHARACTERS
+from lib.http.models import MAX_PROMPT_CHARACTERS
+from lib.keys.verification import CACHE_S
+from lib.ledger.audit import REFUNDED_WITHIN_S
+from lib.ledger.ledger import RESERVE_WITHIN_S
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.ledger.reconciliation import ROWS_IN_PARALLEL
+from lib.ledger.rows import DEFAULT_RATE_LIMIT, DUE_SHARDS
 from lib.settings import DEFAULT_MODEL
 from tests.engines import Engine
 from tests.world import World
@@ -776,9 +777,9 @@ def test_the_models_prices_follow_from_the_price_of_an_image() -> None:
         assert rounded(amount(image) * 1000, thousand) == amount(thousand), name
         assert rounded(amount(image) / CREDITS_PER_IMAGE, credit) == amount(credit), name
     assert rows[1][0] == DEFAULT_MODEL
-    left_for_the_model_s = FUNCTION_TIMEOUT_S - ANSWER_TAKES_S - AFTER_MODEL_S
+    left_for_the_model_s = FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S - AFTER_MODEL_S
     assert f"the {left_for_the_model_s:g} s that it gets of a request" in words()
-    left_by_the_worker_s = WORKER_TIMEOUT_S - WORKERS_ANSWER_TAKES_S - AFTER_MODEL_S
+    left_by_the_worker_s = WORKER_TIMEOUT_S - RESPONSE_TAKES_S - AFTER_MODEL_S
     assert f"the {left_by_the_worker_s:g} s that it gets of a worker" in words()
 
 
@@ -837,7 +838,7 @@ def test_what_a_rate_takes_is_arithmetic(moto_engine: Engine) -> None:
         math.floor(1000 / BUSY_S),
         1000 / table_units,
         4000 / table_units,
-        math.floor(1000 * HOLD_SHARDS / index_units),
+        math.floor(1000 * DUE_SHARDS / index_units),
         3500,
         40_000 / table_units,
         10_000,
@@ -858,13 +859,13 @@ def test_the_times_it_speaks_of_are_the_codes() -> None:
     text = words()
     run_s = next(
         each.timeout_s for each in Template.from_file().functions() if each.schedules_s == (60,)
-    ) - int(LAST_HOLDS_TAKE_S)
+    ) - int(LAST_ROWS_TAKE_S)
 
     assert f"dead within {CACHE_S:.0f} seconds" in text
     assert f"organisation's keys for {CACHE_S:.0f} s" in text
     assert f"longer than {JOB_WAITS_S // 60} minutes is refunded" in text
     assert f"tried again for up to {RESERVE_WITHIN_S:.0f} seconds" in text
     assert f"The function stops at {FUNCTION_TIMEOUT_S} s" in text
-    assert f"the model {AFTER_MODEL_S + ANSWER_TAKES_S:g} s before" in text
-    assert f"{HOLDS_IN_PARALLEL} holds at a time" in text
-    assert f"{run_s} s a minute: at 0.2 s each, {run_s * HOLDS_IN_PARALLEL * 5:,} a run" in text
+    assert f"the model {AFTER_MODEL_S + RESPONSE_TAKES_S:g} s before" in text
+    assert f"{ROWS_IN_PARALLEL} holds at a time" in text
+    assert f"{run_s} s a minute: at 0.2 s each, {run_s * ROWS_IN_PARALLEL * 5:,} a run" in text

@@ -331,7 +331,7 @@ def test_the_table_is_made_with_its_index_and_nobody_drops_it(stack: Stack) -> N
 
     assert table["DeletionProtectionEnabled"] is True
     assert table["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
-    assert (index["IndexName"], index["Projection"]["ProjectionType"]) == ("OpenHolds", "INCLUDE")
+    assert (index["IndexName"], index["Projection"]["ProjectionType"]) == ("Due", "INCLUDE")
 
 
 def test_every_alarm_is_made_for_what_was_made_and_tells_the_topic(stack: Stack) -> None:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra.local.stack import LocalStack
-from lib.contract import openapi
-from lib.models import AspectRatio
+from lib.http.contract import openapi
+from lib.picture.aspect_ratio import AspectRatio
 
 RUN_S = 60
 

@@ -15,8 +15,8 @@ from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.table import Table
+from lib.ledger.accounts import Accounts
+from lib.ledger.table import Table
 from tests.reporting import tally
 
 pytestmark = pytest.mark.real
@@ -37,8 +37,8 @@ def test_no_made_up_request_gets_an_answer_that_is_not_in_the_contract(
     stack: LocalStack, tmp_path: Path
 ) -> None:
     key = stack.open_account("fuzzed", ENOUGH_CREDITS)
-    ledger = Ledger(Table(stack.aws.client("dynamodb"), stack.table))
-    ledger.set_rate_limit("fuzzed", ENOUGH_CREDITS, Deadline(10))
+    accounts = Accounts(Table(stack.aws.client("dynamodb"), stack.table))
+    accounts.set_rate_limit("fuzzed", ENOUGH_CREDITS, Deadline(10))
     command = [
         *(str(tools.schemathesis()), "--config-file", str(CONFIGURATION)),
         *("run", f"{stack.url}/openapi.json", "--header", f"Authorization: Bearer {key}"),

@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn, Received
-from lib.bounded_http import MAX_ANSWER_BYTES
 from lib.deadline import Deadline
 from lib.errors import (
     ContentRejected,
@@ -34,8 +33,9 @@ from lib.errors import (
     ModelUnavailable,
     NoImageReturned,
 )
-from lib.gemini import Gemini
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.gemini import Gemini
+from lib.picture.transport import MAX_ANSWER_BYTES
 
 MODEL = "gemini-3.1-flash-lite-image"
 KEY = "AIza-distinctive-key-of-the-operator"
@@ -44,7 +44,7 @@ SHORT_S = 0.3
 OVERSHOOT_S = 0.5  # measured: 0.01; the rest is for busy machines
 
 # What becomes of each failure of the stand-in, and how many requests it takes: a GenerationFailed,
-# or bytes, which lib.png judges.
+# or bytes, which lib.picture.png judges.
 OUTCOMES: dict[str, tuple[type[GenerationFailed] | type[bytes], int]] = {
     "blocked-prompt": (ContentRejected, 1),
     "safety": (ContentRejected, 1),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn
 from infra.local.landscape import SIZES
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
 
 MODEL = "gemini-3.1-flash-lite-image"
 PATH = f"/v1beta/models/{MODEL}:generateContent"

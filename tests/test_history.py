@@ -5,7 +5,6 @@ in Lambda's own runtime.
 """
 
 import base64
-import gc
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -23,12 +21,12 @@ from urllib.parse import quote
 
 import pytest
 
-import handlers.account
 from infra.local.gemini_stand_in import Answer as ModelAnswer
 from infra.local.gemini_stand_in import Received
-from infra.local.stack import LocalStack
+from infra.local.stack import LocalStack, drop_dependencies
 from infra.template import PROJECT_ROOT
-from lib.ledger_rows import Generation, Status
+from lib.ledger.rows import Generation, Status
+from lib.picture.aspect_ratio import AspectRatio
 from tests.customer import (
     CREDITS,
     GENERATIONS,
@@ -75,12 +73,12 @@ def row(customer: Customer, created_ms: int, prompt: str = "A fox") -> Generatio
         attempt_id=ATTEMPT_ID,
         image_key=f"generated/gemini/{customer.organisation}/{created_ms}.png",
         prompt=prompt,
-        aspect_ratio="16:9",
+        aspect_ratio=AspectRatio.LANDSCAPE_16_9,
         request_hash=REQUEST_HASH,
         idempotency_key=IDEMPOTENCY_KEY,
         asynchronous=created_ms % 2 == 0,
         # Far away: the reconciler of the stack is not to end it.
-        lease_expires_at=int(time.time()) + 86_400 if status is Status.RESERVED else None,
+        due_at=int(time.time()) + 86_400 if status is Status.RESERVED else None,
     )
 
 
@@ -364,9 +362,9 @@ def test_nothing_internal_is_shown(customer: Customer) -> None:
             "failureCode",
             "idempotencyKey",
             "imageKey",
-            "openHold",
+            "dueShard",
         ]
-        names += ["leaseExpiresAt", "asynchronous", "settledAt", "refundedAt", "organisation", "pk"]
+        names += ["dueAt", "asynchronous", "settledAt", "refundedAt", "organisation", "pk"]
         for word in internal + [f'"{name}"' for name in names]:
             assert word not in shown
 
@@ -689,7 +687,7 @@ def test_the_function_behind_all_this_never_writes_and_never_loads_googles_sdk(
     assert set(report["calls"]) == {"GetItem", "Query", "GetSecretValue"}
     loaded = {name.partition(".")[0] for name in report["modules"]}
     assert loaded.isdisjoint({"google", "PIL", "httpx2", "deflate"})
-    assert "lib.gemini" not in report["modules"]
+    assert "lib.picture.gemini" not in report["modules"]
 
 
 @contextmanager
@@ -706,12 +704,7 @@ def ledger_out_of_reach() -> Iterator[None]:
 
 
 def build_the_function_anew() -> None:
-    # Lambda ends a process; here the idle connections of the one before end with it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        handlers.account.service.cache_clear()
-        gc.collect()
-    handlers.account.service()
+    drop_dependencies()
 
 
 @pytest.mark.parametrize("stack", HERE, indirect=True)

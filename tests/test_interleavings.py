@@ -13,7 +13,7 @@ from lib.errors import (
     ServiceError,
 )
 from lib.generation import Accepted, Finished
-from lib.ledger_rows import Status
+from lib.ledger.rows import Status
 from tests.engines import Engine
 from tests.reporting import tally
 from tests.schedules import Actor, Explorer, Scene

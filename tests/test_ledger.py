@@ -12,8 +12,11 @@ from lib.errors import (
     RateLimited,
     ServiceUnavailable,
 )
-from lib.ledger import GrantRejectedError, Order, ReservationGone
-from lib.ledger_rows import Generation, Grant, Status
+from lib.ledger.accounts import GrantRejectedError
+from lib.ledger.ledger import ReservationGone
+from lib.ledger.order import Order
+from lib.ledger.rows import Generation, Grant, Status
+from lib.picture.aspect_ratio import AspectRatio
 from tests.world import Call, Fault, NewWorld, Wire, World
 
 
@@ -32,7 +35,7 @@ def test_a_reservation_takes_five_credits_and_opens_a_generation(new_world: NewW
     assert stored == reserved
     assert stored.status is Status.RESERVED
     assert stored.credits == 5
-    assert stored.lease_expires_at == int(world.clock()) + 59
+    assert stored.due_at == int(world.clock()) + 59
 
 
 def test_without_five_credits_nothing_is_written_and_the_balance_is_told(
@@ -52,7 +55,7 @@ def test_without_five_credits_nothing_is_written_and_the_balance_is_told(
 def test_an_organisation_without_an_account_has_no_credits(new_world: NewWorld) -> None:
     world = new_world()
     with pytest.raises(InsufficientCredits) as refused:
-        reserve(world, order=Order("stranger", "a red fox", "1:1"))
+        reserve(world, order=Order("stranger", "a red fox", AspectRatio.SQUARE))
     assert refused.value.remaining == 0
 
 
@@ -243,7 +246,7 @@ def test_an_account_that_was_written_by_hand_has_the_default_limit(new_world: Ne
     world = new_world(credits_=0)
     by_hand = {"pk": {"S": "ORG#byhand"}, "sk": {"S": "ACCOUNT"}, "credits": {"N": "1000"}}
     world.engine.dynamodb.put_item(TableName=world.table, Item=by_hand)
-    order = Order("byhand", "a red fox", "1:1")
+    order = Order("byhand", "a red fox", AspectRatio.SQUARE)
     for _ in range(60):
         world.clock.sleep(0.001)
         reserve(world, order=order)
@@ -253,21 +256,23 @@ def test_an_account_that_was_written_by_hand_has_the_default_limit(new_world: Ne
 
 def test_a_grant_counts_once_for_each_id(new_world: NewWorld) -> None:
     world = new_world(credits_=0)
-    ledger = world.process().ledger
+    accounts = world.process().accounts
     grant = Grant("invoice-7", 50, "May", "ann", 1)
-    ledger.grant(world.organisation, grant, world.deadline())
-    ledger.grant(world.organisation, grant, world.deadline())
+    accounts.grant(world.organisation, grant, world.deadline())
+    accounts.grant(world.organisation, grant, world.deadline())
     assert world.balance() == 50
     with pytest.raises(GrantRejectedError, match="another amount"):
-        ledger.grant(world.organisation, Grant("invoice-7", 60, "May", "ann", 1), world.deadline())
+        accounts.grant(
+            world.organisation, Grant("invoice-7", 60, "May", "ann", 1), world.deadline()
+        )
 
 
 def test_more_than_the_balance_can_not_be_taken(new_world: NewWorld) -> None:
     world = new_world(credits_=10)
-    ledger = world.process().ledger
+    accounts = world.process().accounts
     with pytest.raises(GrantRejectedError, match="has 10 credits"):
-        ledger.grant(world.organisation, Grant("fix", -11, "", "ann", 1), world.deadline())
-    ledger.grant(world.organisation, Grant("fix-2", -10, "", "ann", 1), world.deadline())
+        accounts.grant(world.organisation, Grant("fix", -11, "", "ann", 1), world.deadline())
+    accounts.grant(world.organisation, Grant("fix-2", -10, "", "ann", 1), world.deadline())
     assert world.balance() == 0
     assert world.audit().healthy
 
@@ -275,44 +280,46 @@ def test_more_than_the_balance_can_not_be_taken(new_world: NewWorld) -> None:
 def test_a_grant_to_nobody_is_refused_and_says_what_to_do(new_world: NewWorld) -> None:
     world = new_world()
     with pytest.raises(GrantRejectedError, match="create it first"):
-        world.process().ledger.grant("nobody", Grant("g", 5, "", "ann", 1), world.deadline())
+        world.process().accounts.grant("nobody", Grant("g", 5, "", "ann", 1), world.deadline())
 
 
 def test_opening_an_account_again_changes_nothing(new_world: NewWorld) -> None:
     world = new_world(credits_=10, rate_limit=7)
-    ledger = world.process().ledger
-    ledger.create_account(world.organisation, world.deadline(), rate_limit=99)
+    accounts = world.process().accounts
+    accounts.create(world.organisation, world.deadline(), rate_limit=99)
     assert world.balance() == 10
-    assert world.organisation in ledger.organisations(world.deadline())
+    assert world.organisation in accounts.organisations(world.deadline())
 
 
 def test_an_account_is_read_alone_and_among_all_others(new_world: NewWorld) -> None:
     world = new_world(credits_=10, rate_limit=7)
-    ledger = world.process().ledger
-    ledger.create_account("neighbour", world.deadline())
+    accounts = world.process().accounts
+    accounts.create("neighbour", world.deadline())
     reserve(world)
-    account = ledger.account(world.organisation, world.deadline())
+    account = accounts.account(world.organisation, world.deadline())
     assert account is not None
     assert (account.credits, account.rate_limit) == (5, 7)
-    assert ledger.account("nobody", world.deadline()) is None
-    every = dict(ledger.accounts(world.deadline()))
+    assert accounts.account("nobody", world.deadline()) is None
+    every = dict(accounts.all(world.deadline()))
     assert every[world.organisation] == account
     assert every.keys() == {world.organisation, "neighbour"}
-    assert sorted(every) == ledger.organisations(world.deadline())
+    assert sorted(every) == accounts.organisations(world.deadline())
 
 
 def test_grants_are_read_back_and_none_of_another_organisation(new_world: NewWorld) -> None:
     world = new_world(credits_=0)
-    ledger = world.process().ledger
-    ledger.create_account("neighbour", world.deadline())
+    accounts = world.process().accounts
+    accounts.create("neighbour", world.deadline())
     given = [Grant("a", 50, "May", "ann", 1), Grant("b", -20, "June", "bob", 2)]
     for grant in given:
-        ledger.grant(world.organisation, grant, world.deadline())
-    ledger.grant("neighbour", Grant("c", 5, "", "ann", 3), world.deadline())
+        accounts.grant(world.organisation, grant, world.deadline())
+    accounts.grant("neighbour", Grant("c", 5, "", "ann", 3), world.deadline())
     reserve(world)
-    found = [each for each in ledger.grants(world.organisation, world.deadline()) if each in given]
+    found = [
+        each for each in accounts.grants(world.organisation, world.deadline()) if each in given
+    ]
     assert found == given
-    (other,) = ledger.grants("neighbour", world.deadline())
+    (other,) = accounts.grants("neighbour", world.deadline())
     assert other.grant_id == "c"
 
 

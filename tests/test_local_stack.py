@@ -28,7 +28,7 @@ from infra.local.gemini_stand_in import FAILURES, GeminiStandIn
 from infra.local.gemini_stand_in import Answer as ModelAnswer
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
 
 GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lib.errors import ContentRejected, ModelUnavailable
-from lib.observability import anatomy
+from lib.observability import describe_fault
 from tests.world import Fault, NewWorld, Wire, World
 
 
@@ -71,7 +71,7 @@ def fail_twice() -> None:
 def test_a_fault_is_named_by_types_and_places_and_never_by_its_words() -> None:
     with pytest.raises(RuntimeError) as caught:
         fail_twice()
-    told = anatomy(caught.value)
+    told = describe_fault(caught.value)
     assert [part.split(" at ")[0] for part in told] == ["RuntimeError", "ValueError"]
     assert all("test_observability.py:" in part for part in told)
     assert "words" not in str(told)

@@ -13,7 +13,7 @@ from openapi_spec_validator import validate
 from infra.local.stack import LocalStack
 from infra.template import Template
 from lib import errors
-from lib.contract import OPERATIONS, openapi
+from lib.http.contract import OPERATIONS, openapi
 
 GENERATE = "/api/v1/models/gemini/generate"
 

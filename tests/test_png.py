@@ -13,8 +13,8 @@ from PIL import Image, ImageFile
 
 from infra.bench.png_encoders import measure
 from lib.errors import NoImageReturned
-from lib.models import AspectRatio
-from lib.png import MAX_IMAGE_BYTES, encode_png, is_whole_png, to_png
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.png import MAX_IMAGE_BYTES, encode_png, is_whole_png, to_png
 from tests.pictures import (
     as_jpeg,
     as_png,

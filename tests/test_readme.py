@@ -25,8 +25,6 @@ from infra.cli import main as operator_command
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Template
 from lib import errors
-from lib.api_keys import CACHE_S, MAX_LIVE_KEYS
-from lib.audit import REFUNDED_WITHIN_S
 from lib.deadline import (
     FUNCTION_TIMEOUT_S,
     JOB_WAITS_S,
@@ -34,22 +32,25 @@ from lib.deadline import (
     WORKER_LEASE_S,
     WORKER_TIMEOUT_S,
 )
-from lib.ledger_rows import DEFAULT_RATE_LIMIT, Status
-from lib.models import (
-    CREDITS_PER_IMAGE,
+from lib.http.models import (
     DEFAULT_PAGE,
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
     MAX_PAGE,
     MAX_PROMPT_CHARACTERS,
-    PNG_MIME_TYPE,
-    AspectRatio,
     GenerateResponse,
     GenerationResponse,
     parse_history_request,
 )
-from lib.request_body import GenerateRequest, parse_generate_request
-from lib.reservation import IDEMPOTENCY_TTL_S
+from lib.http.request import GenerateRequest, parse_generate_request
+from lib.keys.key_ring import MAX_LIVE_KEYS
+from lib.keys.verification import CACHE_S
+from lib.ledger.audit import REFUNDED_WITHIN_S
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.ledger.reservation import IDEMPOTENCY_TTL_S
+from lib.ledger.rows import DEFAULT_RATE_LIMIT, Status
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.storage import PNG_MIME_TYPE
 from lib.settings import DEFAULT_MODEL
 
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,9 +19,9 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from handlers import generate
+from handlers.dependencies import Dependencies
+from handlers.generate import respond
 from infra.local.aws import REGION
-from lib.api_keys import ApiKeys, KeyRing
 from lib.deadline import Deadline
 from lib.errors import (
     Busy,
@@ -30,16 +30,20 @@ from lib.errors import (
     RateLimited,
     ServiceError,
 )
-from lib.gemini import Gemini
 from lib.generation import Finished, Generations
 from lib.jobs import Jobs
-from lib.ledger import Ledger, Order, ReservationGone
-from lib.ledger_rows import Generation, Grant, Status
-from lib.models import AspectRatio
-from lib.png import to_png
-from lib.reconciliation import Reconciler
-from lib.storage import Images
-from lib.table import LedgerUnreachable, Table
+from lib.keys.key_ring import KeyRing
+from lib.keys.verification import KeyVerifier
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger, ReservationGone
+from lib.ledger.order import Order
+from lib.ledger.reconciliation import Reconciler
+from lib.ledger.rows import Generation, Grant, Status
+from lib.ledger.table import LedgerUnreachable, Table
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.png import to_png
+from lib.picture.storage import Images
+from lib.settings import Settings
 from tests.engines import Engine
 from tests.reporting import report, tally
 from tests.world import BASE_URL, World, small_picture
@@ -112,6 +116,7 @@ class Service:
         self.wire = wire
         table = Table(dynamodb, world.table)
         self.ledger = Ledger(table)
+        self.accounts = Accounts(table)
         self.model = Model(_chance(seed), overloaded_percent)
         self._images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         self.generations = Generations(self.ledger, self.model, self._images)
@@ -142,7 +147,7 @@ class Service:
 
     def is_healthy(self, organisation: str | None = None) -> bool:
         """What the audit says."""
-        audit = self.ledger.audit(organisation or self.world.organisation, Deadline(29))
+        audit = self.accounts.audit(organisation or self.world.organisation, Deadline(29))
         assert audit.drift == 0
         return audit.healthy
 
@@ -176,12 +181,11 @@ class WholeService:
         images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         queue: Any = world.mailbox
         jobs = Jobs(queue, "https://queue.example")
-        self._rooms = generate.Service(
-            api_keys=ApiKeys(secrets, "orgs/"),
-            model=Gemini(lambda: "no-key", "no-model"),
-            generations=Generations(ledger, self.model, images, jobs, clock=clock),
-            telemetry=world.telemetry,
+        self._dependencies = Dependencies(
+            Settings(world.table, world.engine.bucket, BASE_URL, "orgs/", "gemini")
         )
+        self._dependencies.key_verifier = KeyVerifier(secrets, "orgs/")
+        self._dependencies.generations = Generations(ledger, self.model, images, jobs, clock=clock)
         self._world = world
 
     def ask(self, *, asynchronous: bool) -> dict[str, Any]:
@@ -195,7 +199,7 @@ class WholeService:
             "body": json.dumps({"prompt": "a fox"}),
         }
         with self._world.observe() as observation:
-            return generate.answer(self._rooms, event, Deadline(28), observation)
+            return respond(self._dependencies, event, Deadline(28), observation)
 
 
 NewService = Callable[..., Service]
@@ -213,7 +217,7 @@ def new_service(
             client = storm if request.param == "stormy" else real_engine.dynamodb
             service = Service(world, request.param, client, seed, overloaded_percent)
             grant = Grant("first", credits_, "test", "test", int(time.time()))
-            service.ledger.grant(world.organisation, grant, Deadline(29))
+            service.accounts.grant(world.organisation, grant, Deadline(29))
             return service
 
         yield new
@@ -266,9 +270,9 @@ def test_64_organisations_at_once_each_get_their_own(new_service: NewService) ->
     organisations = [f"{service.world.organisation}-{number}" for number in range(64)]
 
     def open_account(number: int) -> None:
-        service.ledger.create_account(organisations[number], Deadline(29))
+        service.accounts.create(organisations[number], Deadline(29))
         grant = Grant("first", 15, "test", "test", int(time.time()))
-        service.ledger.grant(organisations[number], grant, Deadline(29))
+        service.accounts.grant(organisations[number], grant, Deadline(29))
 
     at_once(64, 64, open_account)
     outcomes = at_once(64, 64 * 4, lambda number: service.reserve(organisations[number % 64]))
@@ -344,7 +348,7 @@ def test_a_grant_that_32_operators_repeat_adds_once(new_service: NewService) -> 
     grant = Grant("invoice-7", 100, "test", "test", int(time.time()))
 
     outcomes = at_once(
-        32, 32, lambda _: service.ledger.grant(service.world.organisation, grant, Deadline(29))
+        32, 32, lambda _: service.accounts.grant(service.world.organisation, grant, Deadline(29))
     )
 
     assert outcomes == [None] * 32
@@ -462,7 +466,7 @@ class Storm:
 
     def _grant(self, _: random.Random) -> None:
         grant = Grant(f"storm-{next(self._grants)}", 5, "test", "test", int(time.time()))
-        self._service.ledger.grant(self._service.world.organisation, grant, Deadline(29))
+        self._service.accounts.grant(self._service.world.organisation, grant, Deadline(29))
         self.done["grants"] += 1
 
 

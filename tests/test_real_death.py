@@ -27,10 +27,10 @@ from infra.local.gemini_stand_in import GeminiStandIn
 from infra.template import PROJECT_ROOT, Template
 from infra.verify import tools
 from infra.verify.lambda_runtime import Crashed, LambdaRuntime, Task, TimedOut
-from lib.api_keys import KeyRing
 from lib.deadline import WORKER_TIMEOUT_S
 from lib.jobs import Job
-from lib.ledger_rows import Generation, Status
+from lib.keys.key_ring import KeyRing
+from lib.ledger.rows import Generation, Status
 from tests.engines import Engine
 from tests.reporting import report
 from tests.world import BASE_URL, World
@@ -344,7 +344,7 @@ class Pace:
         """What a request will take; a runtime that is ``fresh`` has answered none yet."""
         return self._expected_s[fresh, REFUSED in prompt]
 
-    def learn(self, prompt: str, took_s: float, *, fresh: bool) -> None:
+    def resolve_cancellation(self, prompt: str, took_s: float, *, fresh: bool) -> None:
         """The machine may have got slower or faster."""
         self._expected_s[fresh, REFUSED in prompt] = (self.of(prompt, fresh=fresh) + took_s) / 2
 
@@ -394,7 +394,7 @@ def test_a_runtime_killed_at_any_moment_leaves_an_image_paid_or_credits_back(
                 pid = customer.warm_up(sandbox)
                 answered_s = _kill(partial(customer.ask, sandbox, prompt), pid, _after(moment_s))
                 if answered_s is not None:
-                    pace.learn(prompt, answered_s, fresh=fresh)
+                    pace.resolve_cancellation(prompt, answered_s, fresh=fresh)
                 fresh = answered_s is None
                 killed += fresh
                 if killed == KILLS_PER_SANDBOX:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.ledger_rows import Status
-from lib.reconciliation import Reconciled
+from lib.ledger.reconciliation import Reconciled
+from lib.ledger.rows import Status
 from tests.world import Call, Fault, NewWorld, Wire, World
 
 # The calls of a request in a minute that has begun: reserve, generate, put, settle.
@@ -106,8 +106,8 @@ def test_a_row_that_makes_no_sense_does_not_stop_the_others(world: World) -> Non
         "pk": {"S": f"ORG#{world.organisation}"},
         "sk": {"S": "GEN#0000000000000"},
         "status": {"S": "misplaced"},
-        "openHold": {"S": "0"},
-        "leaseExpiresAt": {"N": "1"},
+        "dueShard": {"S": "0"},
+        "dueAt": {"N": "1"},
     }
     world.engine.dynamodb.put_item(TableName=world.table, Item=nonsense)
     world.let_leases_pass()

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import snapshot_restore_py
 
-from handlers.sandbox import prepare
+from handlers.initialization import initialize
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
@@ -245,7 +245,7 @@ def calls_when_started(how: str | None, monkeypatch: pytest.MonkeyPatch) -> list
         monkeypatch.delenv(name, raising=False)
     else:
         monkeypatch.setenv(name, how)
-    prepare(lambda: calls.append("build"), lambda: calls.append("rehearse"))
+    initialize(lambda: calls.append("build"), lambda: calls.append("prime"))
     return calls
 
 
@@ -258,7 +258,7 @@ def test_outside_lambda_nothing_is_built_before_it_is_needed(
 
 
 @pytest.mark.usefixtures("no_hooks")
-def test_a_sandbox_that_starts_for_a_customer_builds_and_does_not_rehearse(
+def test_a_sandbox_that_starts_for_a_customer_builds_and_does_not_prime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert calls_when_started("on-demand", monkeypatch) == ["build"]
@@ -266,12 +266,12 @@ def test_a_sandbox_that_starts_for_a_customer_builds_and_does_not_rehearse(
 
 
 @pytest.mark.usefixtures("no_hooks")
-def test_before_a_snapshot_there_is_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_a_snapshot_there_is_a_primal(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = calls_when_started("snap-start", monkeypatch)
     for hook, arguments, named in snapshot_restore_py.get_before_snapshot():
         hook(*arguments, **named)
 
-    assert calls == ["build", "rehearse"]
+    assert calls == ["build", "prime"]
 
 
 @pytest.mark.usefixtures("no_hooks")

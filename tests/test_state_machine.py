@@ -28,7 +28,7 @@ from lib.errors import (
     JobNotQueued,
 )
 from lib.generation import Accepted, Finished
-from lib.ledger_rows import Grant
+from lib.ledger.rows import Grant
 from tests.engines import Engine
 from tests.reporting import tally
 from tests.world import Fault, Wire, World
@@ -134,9 +134,9 @@ class Money(RuleBasedStateMachine):
     def grant(self, amount: int) -> None:
         self.granted += 1
         grant = Grant(f"g{self.granted}", amount, "", "test", int(self.world.clock.now_s))
-        ledger = self.world.process().ledger
-        ledger.grant(self.world.organisation, grant, self.world.deadline())
-        ledger.grant(self.world.organisation, grant, self.world.deadline())
+        accounts = self.world.process().accounts
+        accounts.grant(self.world.organisation, grant, self.world.deadline())
+        accounts.grant(self.world.organisation, grant, self.world.deadline())
         self.credits += amount
 
     @rule(key=st.none() | KEYS)
@@ -222,14 +222,14 @@ class Money(RuleBasedStateMachine):
             assert (answer.replayed, answer.image_url) == (True, self.urls[key])
         elif earlier is not None and earlier.asynchronous:
             assert isinstance(answer, Accepted)
-            assert answer.repeated
+            assert answer.replayed
         elif earlier is not None:
             assert isinstance(answer, GenerationInFlight)
         elif self.credits < PRICE:
             assert isinstance(answer, InsufficientCredits)
         else:
             assert isinstance(answer, Accepted)
-            assert not answer.repeated
+            assert not answer.replayed
             message = self.world.mailbox.messages[-1]
             expires_at = self.now_s() + JOB_WAITS_S
             job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)

@@ -3,7 +3,7 @@
 import pytest
 
 from lib.errors import StorageFailed
-from lib.storage import Images, StorageUnreachable
+from lib.picture.storage import Images, StorageUnreachable
 from tests.world import Call, Fault, NewWorld, Wire, World
 
 KEY = "generated/gemini/acme/1700000000000.png"

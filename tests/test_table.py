@@ -6,7 +6,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from lib.deadline import Deadline
-from lib.table import LedgerUnreachable, Table
+from lib.ledger.table import LedgerUnreachable, Table
 
 CONFLICT = "TransactionConflict"
 THROTTLED = "ThrottlingError"

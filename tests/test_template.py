@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
-from handlers.generate import ANSWER_TAKES_S
-from handlers.reconcile import LAST_HOLDS_TAKE_S
 from infra.dashboard import SOURCE, embedded
 from infra.template import TEMPLATE_PATH, Cors, Route, Template, TemplateError, parse
-from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, LEASE_S
+from lib.deadline import (
+    AFTER_MODEL_S,
+    FUNCTION_TIMEOUT_S,
+    LAST_ROWS_TAKE_S,
+    LEASE_S,
+    RESPONSE_TAKES_S,
+)
 from lib.errors import ServiceError
 from lib.settings import DEFAULT_NAMESPACE, Settings
 from tests.cloudformation import STACK, Unresolvable, Variant, references_in
@@ -290,10 +294,10 @@ def test_the_table_has_the_index_of_open_holds(template: Template) -> None:
         {"AttributeName": "sk", "KeyType": "RANGE"},
     ]
     (index,) = definition["GlobalSecondaryIndexes"]
-    assert index["IndexName"] == "OpenHolds"
+    assert index["IndexName"] == "Due"
     assert index["KeySchema"] == [
-        {"AttributeName": "openHold", "KeyType": "HASH"},
-        {"AttributeName": "leaseExpiresAt", "KeyType": "RANGE"},
+        {"AttributeName": "dueShard", "KeyType": "HASH"},
+        {"AttributeName": "dueAt", "KeyType": "RANGE"},
     ]
     assert template.expiry_attribute() == "expiresAt"
 
@@ -329,7 +333,7 @@ def test_the_model_ends_before_its_function_and_every_function_before_who_waits_
     template: Template,
 ) -> None:
     generate = next(f for f in template.functions() if f.handler == "handlers.generate.handler")
-    model_has_s = generate.timeout_s - ANSWER_TAKES_S - AFTER_MODEL_S
+    model_has_s = generate.timeout_s - RESPONSE_TAKES_S - AFTER_MODEL_S
 
     assert 20 < model_has_s < generate.timeout_s < LEASE_S
     for function in template.functions():
@@ -337,7 +341,7 @@ def test_the_model_ends_before_its_function_and_every_function_before_who_waits_
             assert 0 < function.timeout_s < GATEWAY_GIVES_UP_S, function.name
         for period_s in function.schedules_s:
             # Two runs of the reconciler at once would only get in each other's way.
-            assert LAST_HOLDS_TAKE_S < function.timeout_s <= period_s, function.name
+            assert LAST_ROWS_TAKE_S < function.timeout_s <= period_s, function.name
 
 
 def test_a_job_comes_again_only_when_its_worker_has_surely_ended(

@@ -4,12 +4,10 @@ What a message does is shown on a local stack, in this process and (marked ``rea
 artifact in Lambda's own runtime; what time does is shown on a clock that tests own.
 """
 
-import gc
 import json
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,16 +19,17 @@ import handlers.worker
 from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import Answer as ModelAnswer
 from infra.local.gemini_stand_in import Received
-from infra.local.stack import LocalStack
+from infra.local.stack import LocalStack, drop_dependencies
 from infra.template import Template
 from lib.deadline import WORKER_LEASE_S, WORKER_TIMEOUT_S, Deadline
 from lib.errors import ContentRejected
 from lib.generation import Accepted
-from lib.ledger import Ledger, Order
-from lib.ledger_rows import Generation, Status
-from lib.models import AspectRatio
-from lib.reconciliation import Reconciled
-from lib.table import Table
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import Order
+from lib.ledger.reconciliation import Reconciled
+from lib.ledger.rows import Generation, Status
+from lib.ledger.table import Table
+from lib.picture.aspect_ratio import AspectRatio
 from tests.customer import (
     GENERATIONS,
     Customer,
@@ -170,7 +169,7 @@ def test_a_message_that_comes_after_the_reconcilers_refund_does_nothing(
     stack: LocalStack, customer: Customer
 ) -> None:
     job = reserve(customer, "Too late")
-    customer.change_row(f"GEN#{job.id}", "SET leaseExpiresAt = :value", int(time.time()) - 1)
+    customer.change_row(f"GEN#{job.id}", "SET dueAt = :value", int(time.time()) - 1)
     reconcile(stack)
     assert read(customer, job)["message"] == "Image generation timed out"
 
@@ -392,12 +391,7 @@ def test_when_one_of_two_deliveries_was_refunded_no_free_image_is_left_by_the_ot
 
 
 def build_the_worker_anew() -> None:
-    # Lambda ends a process; here the idle connections of the one before end with it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        handlers.worker.service.cache_clear()
-        gc.collect()
-    handlers.worker.service()
+    drop_dependencies()
 
 
 @contextmanager
@@ -470,7 +464,7 @@ def test_after_three_receives_a_message_is_a_dead_letter_and_the_lease_brings_th
         "generation": identity,
     }
     assert customer.get(f"{GENERATIONS}/{identity}").json()["status"] == "reserved"
-    customer.change_row(f"GEN#{identity}", "SET leaseExpiresAt = :value", int(time.time()) - 1)
+    customer.change_row(f"GEN#{identity}", "SET dueAt = :value", int(time.time()) - 1)
     reconcile(stack)
     ended = customer.get(f"{GENERATIONS}/{identity}").json()
     assert (ended["status"], ended["creditsRefunded"]) == ("refunded", 5)
@@ -685,7 +679,7 @@ def test_a_retry_queues_what_the_request_before_it_died_with(moto_engine: Engine
         repeated = world.accept(world.process(), "order-1")
 
         assert isinstance(repeated, Accepted)
-        assert repeated.repeated
+        assert repeated.replayed
         world.deliver()
         assert [each.status for each in world.generations()] == [Status.SETTLED]
         assert world.balance() == 95

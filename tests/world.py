@@ -18,22 +18,23 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from botocore.response import StreamingBody
 from PIL import Image
 
-from handlers.generate import ANSWER_TAKES_S
 from infra.template import Template
-from lib.audit import AuditReport, audit_of
-from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, WORKER_TIMEOUT_S, Deadline
+from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, RESPONSE_TAKES_S, WORKER_TIMEOUT_S, Deadline
 from lib.errors import ModelOverloaded, ModelTimedOut, ServiceError
 from lib.generation import Accepted, Finished, Generations
 from lib.jobs import Job, Jobs
-from lib.ledger import Ledger, Order
-from lib.ledger_rows import Account, Generation, Grant, Item, Status, account_key, number
-from lib.models import AspectRatio
+from lib.ledger.accounts import Accounts
+from lib.ledger.audit import AuditReport, audit_of
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import Order
+from lib.ledger.reconciliation import Reconciled, Reconciler
+from lib.ledger.rows import Account, Generation, Grant, Item, Status, account_key, number
+from lib.ledger.table import LedgerUnreachable, Table
 from lib.observability import Observation, Telemetry
-from lib.png import is_whole_png
-from lib.reconciliation import Reconciled, Reconciler
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.png import is_whole_png
+from lib.picture.storage import Images
 from lib.settings import Settings
-from lib.storage import Images
-from lib.table import LedgerUnreachable, Table
 from tests.engines import Engine
 
 BASE_URL = "https://images.example"
@@ -259,6 +260,7 @@ class Process:
 
     wire: Wire
     ledger: Ledger
+    accounts: Accounts
     images: Images
     generations: Generations
     reconciler: Reconciler
@@ -333,6 +335,7 @@ class World:
         return Process(
             wire=wire,
             ledger=ledger,
+            accounts=Accounts(table, self.clock),
             images=images,
             generations=Generations(ledger, model, images, jobs, clock=self.clock),
             reconciler=Reconciler(ledger, images, self.clock),
@@ -350,7 +353,7 @@ class World:
         began = self.clock.now_s
         try:
             with self.observe() as observation:
-                deadline = self.deadline(FUNCTION_TIMEOUT_S - ANSWER_TAKES_S)
+                deadline = self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S)
                 return process.generations.generate(self.order(key), deadline, observation)
         except ServiceError as error:
             return error
@@ -366,7 +369,7 @@ class World:
         began = self.clock.now_s
         try:
             with self.observe() as observation:
-                deadline = self.deadline(FUNCTION_TIMEOUT_S - ANSWER_TAKES_S)
+                deadline = self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S)
                 order = self.order(key, asynchronous=True)
                 return process.generations.accept(order, deadline, observation)
         except ServiceError as error:
@@ -407,8 +410,8 @@ class World:
 
     def let_leases_pass(self) -> None:
         """Moves the clock past every lease."""
-        rows = (row for row in self.rows() if "leaseExpiresAt" in row)
-        leases = [int(row["leaseExpiresAt"]["N"]) for row in rows]
+        rows = (row for row in self.rows() if "dueAt" in row)
+        leases = [int(row["dueAt"]["N"]) for row in rows]
         longest_s = max(leases, default=0) - self.clock.now_s
         self.clock.sleep(max(LEASE_S, longest_s) + 1)
 
@@ -439,7 +442,7 @@ class World:
 
     def audit(self) -> AuditReport:
         """The audit of the organisation."""
-        return self.process().ledger.audit(self.organisation, self.deadline())
+        return self.process().accounts.audit(self.organisation, self.deadline())
 
     def stored_keys(self) -> set[str]:
         """The object keys of the organisation."""
@@ -474,7 +477,7 @@ def _generations_in(rows: list[Item]) -> list[Generation]:
 
 
 def _is_open(generation: Generation) -> bool:
-    return generation.status is Status.RESERVED or generation.lease_expires_at is not None
+    return generation.status is Status.RESERVED or generation.due_at is not None
 
 
 NewWorld = Callable[..., World]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from handlers import generate
+from handlers.dependencies import dependencies
 from infra.bench.servers import variables
 from infra.local.functions import LambdaContext
 from lib.deadline import FUNCTION_TIMEOUT_S
@@ -51,13 +52,13 @@ class Caller:
 @contextmanager
 def calling(environment: Mapping[str, str], api_key: str) -> Iterator[Caller]:
     """The function with ``environment``, new, until the block ends; its log goes nowhere."""
-    generate.service.cache_clear()
+    dependencies.cache_clear()
     with silenced(), variables(environment):
         try:
             yield Caller(api_key)
         finally:
-            generate.service().model.close()
-            generate.service.cache_clear()
+            dependencies().model.close()
+            dependencies.cache_clear()
 
 
 @contextmanager

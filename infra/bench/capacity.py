@@ -27,7 +27,7 @@ from infra.bench.capacity_terms import (
 from infra.bench.points import Point
 from infra.bench.words import table
 from infra.template import PROJECT_ROOT
-from lib.ledger_rows import DEFAULT_RATE_LIMIT
+from lib.ledger.rows import DEFAULT_RATE_LIMIT
 
 __all__ = [
     "PLOT_PATH",
@@ -107,7 +107,7 @@ def _raised(
             return replace(limits, table_units=enough), f"a warm throughput of {enough:,d}"
         case Limit.HOLDS:
             shards = math.ceil(enough / limits.hold_units)
-            return replace(limits, hold_shards=shards), f"`HOLD_SHARDS` {shards}"
+            return replace(limits, hold_shards=shards), f"`DUE_SHARDS` {shards}"
         case Limit.QUOTA:
             return replace(limits, gemini_per_minute=enough), f"{enough:,d} a minute"
         case _:

@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Generator, Iterator
 
-from handlers.generate import ANSWER_TAKES_S
 from infra.bench.capacity_parts import (
     Account,
     Bucket,
@@ -32,10 +31,10 @@ from infra.bench.capacity_terms import (
     Result,
 )
 from infra.bench.meters import percentile
-from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, LEASE_S
-from lib.gemini import RETRY_JITTER_S, RETRY_NEEDS_S
-from lib.ledger import RESERVE_WITHIN_S
-from lib.models import CREDITS_PER_IMAGE
+from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, LEASE_S, RESPONSE_TAKES_S
+from lib.ledger.ledger import RESERVE_WITHIN_S
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.picture.gemini import RETRY_JITTER_S, RETRY_NEEDS_S
 
 __all__ = ["MoneyLostError", "simulate"]
 
@@ -145,7 +144,7 @@ class _Service:
         self, account: Account, tally: Tally
     ) -> Generator[float, None, tuple[Outcome, Limit | None]]:
         created_s = self._clock.now
-        ends_at = created_s + FUNCTION_TIMEOUT_S - ANSWER_TAKES_S
+        ends_at = created_s + FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S
         refused = yield from self._reserved(account, created_s, ends_at, tally)
         if refused:
             return refused
@@ -183,7 +182,7 @@ class _Service:
     def _drawn(
         self, ends_at: float, tally: Tally
     ) -> Generator[float, None, tuple[Outcome, Limit] | None]:
-        """The model, with ``lib.gemini``'s one retry after a quota's 429."""
+        """The model, with ``lib.picture.gemini``'s one retry after a quota's 429."""
         if not self._quota.take(self._clock.now):
             tally.said_no[Limit.QUOTA] += 1
             # RetryInfo tells whole seconds.

@@ -12,8 +12,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from infra.bench.capacity_terms import Limit, Limits, Outcome
-from lib.reservation import RATE_WINDOW_S
-from lib.table import CALL_TAKES_S, MAX_TRIES, longest_pause_s
+from lib.ledger.reservation import RATE_WINDOW_S
+from lib.ledger.table import CALL_TAKES_S, MAX_TRIES, longest_pause_s
 
 __all__ = [
     "Account",
@@ -145,7 +145,7 @@ class Tally:
 
 
 class Database:
-    """DynamoDB's answers, and how ``lib.table`` insists on a better one."""
+    """DynamoDB's answers, and how ``lib.ledger.table`` insists on a better one."""
 
     def __init__(self, clock: Clock, limits: Limits, chance: random.Random) -> None:
         self._clock, self._chance = clock, chance

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lib.ledger_rows import HOLD_SHARDS
+from lib.ledger.rows import DUE_SHARDS
 
 __all__ = [
     "Limit",
@@ -41,7 +41,7 @@ class Limit(StrEnum):
     CONFLICT = "conflicts on one account"
     PARTITION = "one organisation's partition"
     TABLE = "the table's write units"
-    HOLDS = "`OpenHolds`"
+    HOLDS = "`Due`"
     QUOTA = "Gemini's quota"
     DEADLINE = "the model's time"
 
@@ -74,7 +74,7 @@ class Limits:
     ``partition_units``                     write units a second of an organisation: one partition
                                             ("DynamoDB quotas")
     ``table_units``                         of a new on-demand table ("on-demand capacity mode")
-    ``hold_units``, ``hold_shards``         of each partition of ``OpenHolds``, and how many it has
+    ``hold_units``, ``hold_shards``         of each partition of ``Due``, and how many it has
     ``gemini_per_minute``                   requests of one project to one model, as seen in one
                                             ("Gemini API, Rate limits" names none)
     """
@@ -88,7 +88,7 @@ class Limits:
     partition_units: float = 1000
     table_units: float = 4000
     hold_units: float = 1000
-    hold_shards: int = HOLD_SHARDS
+    hold_shards: int = DUE_SHARDS
     gemini_per_minute: float = 500
 
     @classmethod

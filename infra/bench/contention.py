@@ -20,13 +20,16 @@ from itertools import count
 
 from infra.bench.meters import percentile
 from infra.bench.points import Point
-from infra.bench.servers import CREDITS, PROMPT, Reach, ledger_at, open_account
+from infra.bench.servers import CREDITS, PROMPT, Reach, accounts_at, ledger_at, open_account
 from infra.bench.wire import CONFLICTS, counts_at
 from infra.bench.words import table, verdict
 from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
 from lib.errors import ServiceError
-from lib.ledger import Ledger, LedgerUnreachable, Order
-from lib.models import CREDITS_PER_IMAGE
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.table import LedgerUnreachable
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["Contention", "Measured", "measure", "report"]
 
@@ -120,7 +123,7 @@ class _Crowd:
         self._reach = reach
         self._conflicts = conflicts
         self._url = reach.conflicting_url if conflicts else reach.dynamodb_url
-        self._ledger = ledger_at(reach, self._url)
+        self._accounts = accounts_at(reach, self._url)
         self._numbers = count(1)
 
     def meets(
@@ -129,7 +132,7 @@ class _Crowd:
         """All clients begin at once, so many ``times``, and make ``rounds`` requests each time."""
         names = [f"crowd-{self._conflicts:d}-{next(self._numbers)}" for _ in range(organisations)]
         for name in names:
-            open_account(self._ledger, name)
+            open_account(self._accounts, name)
         whose = [names[number % organisations] for number in range(clients)]
         before = counts_at(self._reach.conflicting_url)
         ran: list[_Client] = []
@@ -140,7 +143,7 @@ class _Crowd:
             seconds += took_s
         counted = counts_at(self._reach.conflicting_url) - before
         point = _point(ran, seconds, counted, (clients, organisations, self._conflicts))
-        return Measured(point, _is_exact(self._ledger, names, ran)), ran
+        return Measured(point, _is_exact(self._accounts, names, ran)), ran
 
 
 def _end_with(parent: int) -> None:
@@ -156,7 +159,7 @@ def _end_with(parent: int) -> None:
 
 def _warm_up(processes: ProcessPoolExecutor, reach: Reach, requests: int) -> None:
     """A young JVM is several times slower than one that has seen some thousand requests."""
-    open_account(ledger_at(reach, reach.dynamodb_url), "warm-up")
+    open_account(accounts_at(reach, reach.dynamodb_url), "warm-up")
     for url in (reach.dynamodb_url, reach.conflicting_url):
         _run(processes, reach, url, ["warm-up"] * PROCESSES, requests // PROCESSES)
 
@@ -192,7 +195,9 @@ def _request(ledger: Ledger, organisation: str, client: _Client) -> None:
     deadline = Deadline(FUNCTION_TIMEOUT_S)
     began = time.perf_counter()
     try:
-        generation = ledger.reserve(Order(organisation, PROMPT, "16:9"), str, deadline)
+        generation = ledger.reserve(
+            Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9), str, deadline
+        )
         reserved = time.perf_counter()
         ledger.settle(generation, 4200, deadline)
     except (ServiceError, LedgerUnreachable):
@@ -226,9 +231,9 @@ def _point(
     )
 
 
-def _is_exact(ledger: Ledger, names: list[str], ran: list[_Client]) -> bool:
+def _is_exact(accounts: Accounts, names: list[str], ran: list[_Client]) -> bool:
     """Whether each success was paid once, and nothing else was."""
-    reports = [ledger.audit(name, Deadline(AUDIT_TAKES_S)) for name in names]
+    reports = [accounts.audit(name, Deadline(AUDIT_TAKES_S)) for name in names]
     paid = sum(CREDITS - report.credits for report in reports)
     successes = sum(len(client.settle_ms) for client in ran)
     drift = sum(abs(report.drift) for report in reports)

@@ -14,15 +14,27 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from handlers import reconcile
+from handlers.dependencies import dependencies
 from infra.bench.caller import UnexpectedAnswerError, silenced
-from infra.bench.servers import CREDITS, PROMPT, TABLE, Reach, ledger_at, open_account, variables
+from infra.bench.servers import (
+    CREDITS,
+    PROMPT,
+    TABLE,
+    Reach,
+    accounts_at,
+    ledger_at,
+    open_account,
+    variables,
+)
 from infra.bench.words import least_median_most, table
 from infra.local.functions import LambdaContext
 from infra.template import Template
 from lib.deadline import Deadline
-from lib.ledger import Ledger, Order
-from lib.ledger_rows import Generation, Status
-from lib.models import CREDITS_PER_IMAGE
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.rows import Generation, Status
+from lib.picture.aspect_ratio import AspectRatio
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -61,11 +73,12 @@ class Growth:
 def measure(reach: Reach, sizes: Iterable[int], requests: int, holds: int) -> Growth:
     """``requests`` reservations with their settles, and pages, by turns for each history."""
     ledger = ledger_at(reach, reach.dynamodb_url)
+    accounts = accounts_at(reach, reach.dynamodb_url)
     with variables(reach.environment):
         client = boto3.client("dynamodb", endpoint_url=reach.dynamodb_url)
     organisations = {size: f"history{size}" for size in sizes}
     for size, organisation in organisations.items():
-        open_account(ledger, organisation)
+        open_account(accounts, organisation)
         _write(client, _settled(organisation, size))
     reserved: dict[int, list[float]] = {size: [] for size in organisations}
     pages: dict[int, list[float]] = {size: [] for size in organisations}
@@ -75,13 +88,15 @@ def measure(reach: Reach, sizes: Iterable[int], requests: int, holds: int) -> Gr
             if number >= WARM_UP:
                 reserved[size].append(request_ms)
                 pages[size].append(page_ms)
-    return Growth(reserved, pages, _sweep(reach, ledger, client, holds))
+    return Growth(reserved, pages, _sweep(reach, accounts, client, holds))
 
 
 def _one(ledger: Ledger, organisation: str) -> tuple[float, float]:
     deadline = Deadline(CALL_TAKES_S)
     began = time.perf_counter()
-    generation = ledger.reserve(Order(organisation, PROMPT, "16:9"), str, deadline)
+    generation = ledger.reserve(
+        Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9), str, deadline
+    )
     ledger.settle(generation, 4200, deadline)
     asked = time.perf_counter()
     ledger.history(organisation, PAGE, None, deadline)
@@ -104,18 +119,18 @@ def _generation(organisation: str, number: int, status: Status) -> Generation:
         attempt_id=f"attempt-{number:029d}",
         image_key=f"generated/gemini/{organisation}/{created_ms}.png",
         prompt=PROMPT,
-        aspect_ratio="16:9",
+        aspect_ratio=AspectRatio.LANDSCAPE_16_9,
         request_hash=f"{number:064x}",
     )
 
 
-def _sweep(reach: Reach, ledger: Ledger, client: "DynamoDBClient", holds: int) -> Sweep:
+def _sweep(reach: Reach, accounts: Accounts, client: "DynamoDBClient", holds: int) -> Sweep:
     """Lets the real reconciler, in this process, refund ``holds`` reservations of dead requests."""
     organisation = "holds"
-    open_account(ledger, organisation)
+    open_account(accounts, organisation)
     _take(client, organisation, holds)
     expired = (
-        replace(_generation(organisation, number, Status.RESERVED), lease_expires_at=1_700_000_100)
+        replace(_generation(organisation, number, Status.RESERVED), due_at=1_700_000_100)
         for number in range(holds)
     )
     _write(client, (each.to_item() for each in expired))
@@ -126,15 +141,15 @@ def _sweep(reach: Reach, ledger: Ledger, client: "DynamoDBClient", holds: int) -
     )
     refunded, runs = 0, 0
     began = time.perf_counter()
-    reconcile.service.cache_clear()
+    dependencies.cache_clear()
     with silenced(), variables(reach.environment):
         while refunded < holds and runs < MOST_RUNS:
             context: Any = LambdaContext(function.name, "1024", function.timeout_s)
             refunded += reconcile.handler({}, context)["refunded"]
             runs += 1
-    reconcile.service.cache_clear()
+    dependencies.cache_clear()
     seconds = time.perf_counter() - began
-    report = ledger.audit(organisation, Deadline(AUDIT_TAKES_S))
+    report = accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
     if report.credits != CREDITS:
         raise UnexpectedAnswerError(f"{CREDITS - report.credits} credits did not come back")
     return Sweep(holds, runs, seconds, refunded, report.drift)

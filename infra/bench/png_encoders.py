@@ -16,7 +16,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from lib.png import encode_png
+from lib.picture.png import encode_png
 from tests.pictures import as_jpeg, illustration, night_photo, noise, photo
 
 __all__ = ["Figures", "Picture", "main", "measure", "pictures", "save_with_pillow"]

@@ -23,12 +23,13 @@ from infra.local.aws import EmbeddedAws
 from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
 from infra.template import PROJECT_ROOT
 from infra.verify.dynamodb_local import DynamoDbLocal
-from lib.api_keys import KeyRing
 from lib.clients import dynamodb
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.ledger_rows import Grant
-from lib.table import Table
+from lib.keys.key_ring import KeyRing
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.rows import Grant
+from lib.ledger.table import Table
 
 __all__ = [
     "CREDITS",
@@ -115,12 +116,18 @@ def ledger_at(reach: Reach, dynamodb_url: str) -> Ledger:
         return Ledger(Table(dynamodb(), TABLE))
 
 
-def open_account(ledger: Ledger, organisation: str, granted: int = CREDITS) -> None:
+def accounts_at(reach: Reach, dynamodb_url: str) -> Accounts:
+    """The operator's accounts, with the service's own client and timeouts."""
+    with variables({**reach.environment, "AWS_ENDPOINT_URL_DYNAMODB": dynamodb_url}):
+        return Accounts(Table(dynamodb(), TABLE))
+
+
+def open_account(accounts: Accounts, organisation: str, granted: int = CREDITS) -> None:
     """An organisation whose rate limit nobody reaches."""
     deadline = Deadline(SETUP_TAKES_S)
-    ledger.create_account(organisation, deadline, REQUESTS_A_MINUTE)
+    accounts.create(organisation, deadline, REQUESTS_A_MINUTE)
     if granted:
-        ledger.grant(organisation, Grant("bench", granted, "bench", "bench", 0), deadline)
+        accounts.grant(organisation, Grant("bench", granted, "bench", "bench", 0), deadline)
 
 
 def main() -> None:
@@ -158,9 +165,9 @@ def _furnished(
     aws.create_table(TABLE)
     aws.create_bucket(BUCKET)
     aws.create_secret(settings["GEMINI_API_KEY_SECRET"], GEMINI_KEY)
-    ledger = Ledger(Table(aws.client("dynamodb"), TABLE))
-    open_account(ledger, "bench")
-    open_account(ledger, "poor", granted=0)
+    accounts = Accounts(Table(aws.client("dynamodb"), TABLE))
+    open_account(accounts, "bench")
+    open_account(accounts, "poor", granted=0)
     keys = KeyRing(aws.client("secretsmanager"), settings["ORG_SECRET_PREFIX"])
     environment = {**aws.environment(), **settings}
     table, other, gemini = (wire.url for wire in wires)

@@ -9,7 +9,7 @@ from infra.bench.caller import calling, paid_event
 from infra.bench.servers import Reach
 from infra.bench.wire import counts_at
 from infra.bench.words import table
-from lib.api_keys import new_key
+from lib.keys.format import new_key
 
 __all__ = ["SUCCESS", "SUCCESS_TARGET", "Trips", "measure", "report"]
 

@@ -22,7 +22,7 @@ from google import genai
 from google.genai import types
 from PIL import Image
 
-from handlers.composition import Rooms
+from handlers.dependencies import Dependencies
 from infra.bench.caller import Caller, calling
 from infra.bench.meters import percentile
 from infra.bench.png_encoders import BYTES_TARGET, Picture, save_with_pillow
@@ -30,10 +30,9 @@ from infra.bench.servers import GEMINI_KEY, Reach
 from infra.bench.words import least_median_most, table, verdict
 from lib import generation
 from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
-from lib.gemini import Gemini
-from lib.ledger import Order
-from lib.models import AspectRatio
-from lib.png import encode_png, to_png
+from lib.ledger.order import Order
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.png import encode_png, to_png
 from lib.settings import Settings
 
 __all__ = ["Warm", "measure", "report"]
@@ -139,9 +138,13 @@ def _rooms(
 
     Of a whole one its PNG is taken off, as it was measured in that very request.
     """
-    rooms = Rooms(Settings.from_environment())
-    model = Gemini(rooms.gemini_api_key, rooms.settings.gemini_model)
-    ledger, images, ratio = rooms.ledger, rooms.images, AspectRatio.LANDSCAPE_16_9
+    rooms = Dependencies(Settings.from_environment())
+    model, ledger, images, ratio = (
+        rooms.model,
+        rooms.ledger,
+        rooms.images,
+        AspectRatio.LANDSCAPE_16_9,
+    )
     spent: dict[str, list[float]] = {}
     apart_ms: list[float] = []
 
@@ -156,7 +159,7 @@ def _rooms(
             timed("whole", caller.paid, prompt, ratio.value)
         apart_ms.append(spent["whole"][-1] - sum(png_ms))
         deadline = Deadline(FUNCTION_TIMEOUT_S)
-        organisation = timed("api_keys", rooms.api_keys.organisation_of, f"Bearer {api_key}")
+        organisation = timed("api_keys", rooms.key_verifier.organisation_of, f"Bearer {api_key}")
         order = Order(organisation, prompt, ratio)
         reserved = timed("reserve", ledger.reserve, order, _key, deadline)
         picture = timed("model", model.generate, prompt, ratio, deadline)

@@ -9,7 +9,7 @@ from infra.cli.desk import WHOLE_TABLE_TAKES_S, Desk
 from infra.cli.faults import why
 from infra.cli.words import MaybeOrganisation, command
 from lib.deadline import Deadline
-from lib.table import LedgerUnreachable
+from lib.ledger.table import LedgerUnreachable
 
 __all__ = ["app"]
 
@@ -71,14 +71,14 @@ def _names(desk: Desk, organisation: str | None) -> list[str]:
         desk.account(organisation)
         return [organisation]
     with desk.screen.working("Reading the table"):
-        names = desk.ledger.organisations(Deadline(WHOLE_TABLE_TAKES_S))
+        names = desk.accounts.organisations(Deadline(WHOLE_TABLE_TAKES_S))
     desk.screen.tell(f"{len(names)} organisations")
     return names
 
 
 def _verdict(desk: Desk, organisation: str) -> _Verdict:
     try:
-        report = desk.ledger.audit(organisation, Deadline(AUDIT_TAKES_S))
+        report = desk.accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
     except LedgerUnreachable as fault:
         # One account that is never at rest must not keep the others from being audited.
         return _Verdict(

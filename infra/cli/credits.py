@@ -13,8 +13,8 @@ from infra.cli.faults import NotDoneError, why
 from infra.cli.screen import Column, Row, moment
 from infra.cli.words import Amount, GrantId, Limit, Note, Organisation, Yes, command
 from lib.deadline import Deadline
-from lib.ledger_rows import Grant
-from lib.table import LedgerUnreachable
+from lib.ledger.rows import Grant
+from lib.ledger.table import LedgerUnreachable
 
 __all__ = ["app"]
 
@@ -47,7 +47,7 @@ def grant(
         desk.screen.tell(f"the id of this grant is {grant_id}; repeat it with --id {grant_id}")
     made = Grant(grant_id, amount, note, os.environ.get("USER") or f"uid {os.getuid()}", now)
     try:
-        desk.ledger.grant(organisation, made, Deadline(CALL_TAKES_S))
+        desk.accounts.grant(organisation, made, Deadline(CALL_TAKES_S))
     except LedgerUnreachable as fault:
         raise NotDoneError(f"{why(fault)}; the id is {grant_id}") from fault
     credits_ = desk.account(organisation).credits
@@ -68,7 +68,7 @@ def balance(desk: Desk, organisation: Organisation) -> None:
 def history(desk: Desk, organisation: Organisation, limit: Limit = 20) -> None:
     """Show what operators granted and took, newest first."""
     desk.account(organisation)
-    found = desk.ledger.grants(organisation, Deadline(HISTORY_TAKES_S))
+    found = desk.accounts.grants(organisation, Deadline(HISTORY_TAKES_S))
     newest = heapq.nlargest(limit, found, key=lambda each: (each.created_at, each.grant_id))
     columns = [
         Column.of("WHEN", "createdAt"),

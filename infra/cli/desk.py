@@ -10,12 +10,13 @@ from botocore.exceptions import BotoCoreError
 from infra.cli.faults import NotDoneError, why_no_start
 from infra.cli.places import Where, reached
 from infra.cli.screen import Screen
-from lib.api_keys import KeyRing
 from lib.clients import dynamodb, secrets_manager
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.ledger_rows import Account
-from lib.table import Table
+from lib.keys.key_ring import KeyRing
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.rows import Account
+from lib.ledger.table import Table
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -53,6 +54,11 @@ class Desk:
         """The credits table."""
         database = self.client(dynamodb)
         return Ledger(Table(database, self.variables["CREDITS_TABLE"]))
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """The organisations' accounts."""
+        return Accounts(Table(self.client(dynamodb), self.variables["CREDITS_TABLE"]))
 
     @cached_property
     def keys(self) -> KeyRing:

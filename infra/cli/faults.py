@@ -22,8 +22,9 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from lib.api_keys import KeyRingError, SecretsManagerFailed
-from lib.table import LedgerUnreachable
+from lib.clients import error_code
+from lib.keys.key_ring import KeyRingError, SecretsManagerFailed
+from lib.ledger.table import LedgerUnreachable
 
 __all__ = ["NotDoneError", "why", "why_no_start", "why_refused"]
 
@@ -124,5 +125,5 @@ def why_no_start(fault: BotoCoreError | ValueError) -> str:
 
 def _kind(cause: BaseException | None) -> str:
     if isinstance(cause, ClientError):
-        return cause.response.get("Error", {}).get("Code", "no code")
+        return error_code(cause) or "no code"
     return type(cause).__name__

@@ -9,8 +9,8 @@ from infra.cli.faults import NotDoneError
 from infra.cli.screen import Column, Row, moment, visible
 from infra.cli.words import Before, GenerationId, Limit, Organisation, command
 from lib.deadline import Deadline
-from lib.ledger_rows import Generation, Status
-from lib.storage import public_url
+from lib.ledger.rows import Generation, Status
+from lib.picture.storage import public_url
 
 __all__ = ["app", "brief"]
 
@@ -18,7 +18,7 @@ app = typer.Typer(help="Generations: what was asked for, and what became of it."
 PROMPT_CHARACTERS = 60
 _FIELDS = (
     "id, status, createdAt, aspectRatio, prompt, credits, imageKey, imageUrl, durationMs, "
-    "failureCode, asynchronous, idempotencyKey, settledAt, refundedAt, leaseExpiresAt; "
+    "failureCode, asynchronous, idempotencyKey, settledAt, refundedAt, dueAt; "
     "null where it does not apply"
 )
 
@@ -72,7 +72,7 @@ def show(desk: Desk, organisation: Organisation, generation_id: GenerationId) ->
         "Status": _status(row),
         "Credits": row["credits"],
         "Ended": row["settledAt"] or row["refundedAt"],
-        "Lease ends": row["leaseExpiresAt"],
+        "Lease ends": row["dueAt"],
         "Took": None if found.duration_ms is None else f"{found.duration_ms} ms",
         "Aspect ratio": row["aspectRatio"],
         "Image": row["imageUrl"] or row["imageKey"],
@@ -109,7 +109,7 @@ def _document(desk: Desk, generation: Generation) -> Row:
         "idempotencyKey": generation.idempotency_key,
         "settledAt": moment(generation.settled_at),
         "refundedAt": moment(generation.refunded_at),
-        "leaseExpiresAt": moment(generation.lease_expires_at),
+        "dueAt": moment(generation.due_at),
     }
 
 

@@ -8,7 +8,8 @@ from infra.cli.desk import Desk
 from infra.cli.faults import NotDoneError
 from infra.cli.screen import Column, Row, moment
 from infra.cli.words import GraceHours, KeyId, Organisation, Yes, command
-from lib.api_keys import IssuedKey, KeyRecord, KeyRingError
+from lib.keys.key_ring import IssuedKey, KeyRingError
+from lib.keys.records import KeyRecord
 
 __all__ = ["app"]
 

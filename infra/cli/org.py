@@ -10,10 +10,10 @@ from infra.cli.faults import NotDoneError
 from infra.cli.generations import brief
 from infra.cli.screen import Column, Row
 from infra.cli.words import MaybeLimit, NewRateLimit, Organisation, RateLimit, Yes, command
-from lib.api_keys import UnknownOrganisation
 from lib.deadline import Deadline
-from lib.ledger_rows import DEFAULT_RATE_LIMIT, Account
-from lib.models import CREDITS_PER_IMAGE
+from lib.keys.key_ring import UnknownOrganisation
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
 
 __all__ = ["app"]
 
@@ -25,7 +25,7 @@ _FIELDS = "organisation, credits, requestsPerMinute"
 def create(desk: Desk, organisation: Organisation, rate_limit: NewRateLimit = None) -> None:
     """Open an organisation's account, with no credits. Repeating it is harmless."""
     limit = rate_limit or DEFAULT_RATE_LIMIT
-    desk.ledger.create_account(organisation, Deadline(CALL_TAKES_S), limit)
+    desk.accounts.create(organisation, Deadline(CALL_TAKES_S), limit)
     account = desk.account(organisation)
     if rate_limit not in {None, account.rate_limit}:
         raise NotDoneError(
@@ -49,7 +49,7 @@ def list_(desk: Desk, limit: MaybeLimit = None) -> None:
 
     def rows() -> Iterator[Row]:
         nonlocal complete
-        found = desk.ledger.accounts(Deadline(WHOLE_TABLE_TAKES_S))
+        found = desk.accounts.all(Deadline(WHOLE_TABLE_TAKES_S))
         for count, (name, account) in enumerate(found):
             if count == limit:
                 complete = False
@@ -108,7 +108,7 @@ def limit(
     if rate_limit == 0:
         desk.account(organisation)
         desk.screen.confirm(f"Let {organisation} start no generation any more", yes=yes)
-    if not desk.ledger.set_rate_limit(organisation, rate_limit, Deadline(CALL_TAKES_S)):
+    if not desk.accounts.set_rate_limit(organisation, rate_limit, Deadline(CALL_TAKES_S)):
         raise NotDoneError(f"there is no organisation {organisation}; create it first")
     account = desk.account(organisation)
     desk.screen.show(

@@ -12,18 +12,16 @@ from botocore.exceptions import BotoCoreError
 from infra.cli.desk import Desk
 from infra.cli.faults import NotDoneError, why_no_start
 from infra.cli.words import command
-from lib.clients import ObjectStore
 from lib.deadline import Deadline
-from lib.observability import Observation, anatomy
-from lib.reconciliation import Reconciler
+from lib.ledger.reconciliation import ROWS_IN_PARALLEL, Reconciler
+from lib.observability import Observation, describe_fault
+from lib.picture.storage import Images, ObjectStore
 from lib.settings import MissingSettingError, Settings
-from lib.storage import Images
 
 __all__ = ["app"]
 
 app = typer.Typer()
 PASS_TAKES_S = 600.0
-HOLDS_IN_PARALLEL = 8
 
 
 @command(
@@ -49,7 +47,7 @@ def reconcile(desk: Desk) -> bool:
         raise NotDoneError(why_no_start(fault)) from fault
     images = Images(store, settings.image_bucket, settings.image_base_url)
     with (
-        ThreadPoolExecutor(HOLDS_IN_PARALLEL) as pool,
+        ThreadPoolExecutor(ROWS_IN_PARALLEL) as pool,
         desk.screen.working("Reconciling"),
     ):
         reconciler = Reconciler(desk.ledger, images, run_all=pool.map)
@@ -80,5 +78,5 @@ class _Findings(Observation):
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
         """One hold that can't be ended: whose it is, and why without anybody's words."""
-        causes = anatomy(fault) if fault else [message]
+        causes = describe_fault(fault) if fault else [message]
         self.problems.append(_Problem(hold=str(fields.get("hold", "")), fault=causes))

@@ -11,9 +11,10 @@ from typer.exceptions import TyperException
 
 from infra.cli.commands import root
 from infra.cli.faults import NotDoneError, why, why_refused
-from lib.api_keys import KeyRingError
-from lib.ledger import GrantRejectedError, LedgerUnreachable
-from lib.observability import anatomy
+from lib.keys.key_ring import KeyRingError
+from lib.ledger.accounts import GrantRejectedError
+from lib.ledger.table import LedgerUnreachable
+from lib.observability import describe_fault
 
 __all__ = ["run"]
 
@@ -43,7 +44,7 @@ def run(program: str, argv: Sequence[str]) -> int:
         sentence = f"{os.strerror(fault.errno or errno.EIO)}; look at where the output goes"
     except Exception as fault:  # noqa: BLE001 - a sentence for people, whatever happens
         # Types and lines of code alone: an exception's own words may hold anything.
-        sentence = f"this is a fault of {program} itself; report it with {anatomy(fault)[0]}"
+        sentence = f"this is a fault of {program} itself; report it with {describe_fault(fault)[0]}"
     print(f"error: {sentence}.", file=sys.stderr)
     return 1
 

@@ -10,7 +10,7 @@ import typer
 from infra.cli.desk import Desk, desk_at
 from infra.cli.places import Where
 from infra.cli.screen import Screen
-from lib.api_keys import is_organisation
+from lib.keys.format import is_organisation
 
 __all__ = [
     "Amount",

@@ -15,9 +15,9 @@ from typing import Any
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Template
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.ledger_rows import Grant
-from lib.table import Table
+from lib.ledger.accounts import Accounts
+from lib.ledger.rows import Grant
+from lib.ledger.table import Table
 
 __all__ = ["SAMPLE_CREDITS", "artifact", "environment", "open_sample_accounts", "sam_template"]
 
@@ -34,9 +34,9 @@ _OF_GOOGLE = ("GOOGLE_GEMINI_BASE_URL",)
 def open_sample_accounts(stack: LocalStack) -> None:
     """Opens the accounts of the sample events, and makes their keys known."""
     deadline = Deadline(_SETUP_TAKES_S)
-    ledger = Ledger(Table(stack.aws.client("dynamodb"), stack.table))
+    accounts = Accounts(Table(stack.aws.client("dynamodb"), stack.table))
     for organisation, key in _KEYS.items():
-        ledger.create_account(organisation, deadline)
+        accounts.create(organisation, deadline)
         record = {
             "id": "key_sample",
             "sha256": hashlib.sha256(key.encode()).hexdigest(),
@@ -47,7 +47,7 @@ def open_sample_accounts(stack: LocalStack) -> None:
         name = os.environ["ORG_SECRET_PREFIX"] + organisation
         stack.aws.create_secret(name, json.dumps({"keys": [record]}))
     grant = Grant("sample", SAMPLE_CREDITS, "For sam local", "local stack", int(time.time()))
-    ledger.grant("sample", grant, deadline)
+    accounts.grant("sample", grant, deadline)
 
 
 def environment(stack: LocalStack) -> str:

@@ -12,10 +12,11 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from handlers.dependencies import dependencies
 from infra.lifetime import Runs
 from infra.local.aws import EmbeddedAws
 from infra.local.functions import LambdaContext, LocalFunction, Schedule
@@ -24,11 +25,11 @@ from infra.local.gemini_stand_in import GeminiStandIn
 from infra.local.http_server import HttpServer, Response
 from infra.local.queue import EventSource
 from infra.template import Function, Template
-from lib.api_keys import KeyRing
 from lib.deadline import Deadline
-from lib.ledger import Ledger
-from lib.ledger_rows import Grant
-from lib.table import Table
+from lib.keys.key_ring import KeyRing
+from lib.ledger.accounts import Accounts
+from lib.ledger.rows import Grant
+from lib.ledger.table import Table
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -130,11 +131,11 @@ class LocalStack(Runs):
     def open_account(self, organisation: str, credits_: int) -> str:
         """A new organisation with ``credits_`` credits; returns an API key of it."""
         deadline = Deadline(SETUP_TAKES_S)
-        ledger = Ledger(Table(self.aws.client("dynamodb"), self.table))
-        ledger.create_account(organisation, deadline)
+        accounts = Accounts(Table(self.aws.client("dynamodb"), self.table))
+        accounts.create(organisation, deadline)
         if credits_:
             grant = Grant("welcome", credits_, "To begin with", "local stack", int(time.time()))
-            ledger.grant(organisation, grant, deadline)
+            accounts.grant(organisation, grant, deadline)
         keys = KeyRing(self.aws.client("secretsmanager"), os.environ["ORG_SECRET_PREFIX"])
         return keys.issue(organisation).key
 
@@ -161,7 +162,7 @@ class LocalStack(Runs):
         handler_of = self._handlers or _handler
         self._functions = {each.name: _function(each, handler_of(each)) for each in definitions}
         if self._handlers is None:
-            self._undo.enter_context(_warm([_module(each) for each in definitions]))
+            self._undo.enter_context(_warm())
         for definition in definitions:
             for period_s in definition.schedules_s:
                 schedule = Schedule(self._functions[definition.name], period_s)
@@ -269,27 +270,27 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warm(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """The handlers' clients, built for this environment; forgotten afterwards.
+def _warm() -> Iterator[None]:
+    """The handlers' dependencies, built for this environment and dropped afterwards.
 
-    A handler builds its clients in ``service``, once a process. It is called here, because the
-    first request of a Lambda environment comes alone and here a hundred may come at once.
+    They are built here because the first request of a Lambda sandbox comes alone, and here a
+    hundred may come at once.
     """
-    _forget_clients(modules)
-    for module in modules:
-        module.service()
+    drop_dependencies()
+    for name in ("telemetry", "key_verifier", "generations", "reconciler"):
+        getattr(dependencies(), name)
     try:
         yield
     finally:
-        _forget_clients(modules)
+        drop_dependencies()
 
 
-def _forget_clients(modules: Sequence[ModuleType]) -> None:
-    if not any(module.service.cache_info().currsize for module in modules):
+def drop_dependencies() -> None:
+    """Makes the handlers build their dependencies anew, for the environment as it is then."""
+    if not dependencies.cache_info().currsize:
         return
-    # They have no end of their own, as Lambda ends the process: idle connections end with them.
+    # On Lambda the process ends, and its idle connections with it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        for module in modules:
-            module.service.cache_clear()
+        dependencies.cache_clear()
         gc.collect()

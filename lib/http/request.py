@@ -4,7 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from lib.errors import BodyTooLarge, InvalidRequest
-from lib.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS, AspectRatio
+from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["GenerateRequest", "parse_generate_request"]
 

@@ -52,7 +52,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from lib.errors import NoImageReturned
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["MAX_IMAGE_BYTES", "MAX_PIXELS", "MIN_SIDE_PX", "encode_png", "is_whole_png", "to_png"]
 

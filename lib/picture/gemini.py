@@ -3,9 +3,9 @@
 The request goes through google-genai, which knows the URL, the headers and the errors of the
 Gemini API. Two things are ours, because the SDK's own can't be relied on for a paid request:
 
-- the transport under it (``lib.bounded_http``): the SDK's timeout is per read, so a body dripped a
-  byte at a time never ends; it follows redirects and hands the API key to the other host; a body
-  has no largest size;
+- the transport under it (``lib.picture.transport``): the SDK's timeout is per read, so a body
+  dripped a byte at a time never ends; it follows redirects and hands the API key to the other host;
+  and it bounds no body;
 - the reading of a 200: the SDK's typed response warns with Google's words, and raises half a dozen
   unrelated exceptions, on answers that it does not expect.
 
@@ -28,7 +28,6 @@ from google.genai import errors, types
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from lib.bounded_http import AnswerTooLarge, BoundedTransport
 from lib.deadline import Deadline
 from lib.errors import (
     ContentRejected,
@@ -38,7 +37,8 @@ from lib.errors import (
     ModelUnavailable,
     NoImageReturned,
 )
-from lib.models import AspectRatio
+from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.transport import AnswerTooLarge, BoundedTransport
 
 __all__ = ["RETRY_NEEDS_S", "Gemini"]
 
@@ -148,9 +148,9 @@ class Gemini:
         except _Fault as fault:
             raise fault.failure from fault
 
-    def rehearse(self) -> None:
+    def prime(self) -> None:
         """Builds an SDK client with a made-up key and forgets it, so that the SDK is all loaded."""
-        self._new_client("rehearsal")
+        self._new_client("primal")
 
     def close(self) -> None:
         """Closes the idle connections. For the end of a process or of a test."""

@@ -1,8 +1,8 @@
 """The HTTP contract as data: every route with its parameters, statuses, headers and examples.
 
-``openapi`` makes OpenAPI 3.1 of it, and the docs page takes its tables from that. Bodies come from
-``lib.models`` and ``lib.request_body``, refusals and failures from ``lib.errors``: a text that is
-changed there is changed here.
+``openapi`` renders it as OpenAPI 3.1, from which the docs page takes its tables. Bodies come from
+``lib.http.models`` and ``lib.http.request``, refusals and failures from ``lib.errors``: a text
+changed there changes here.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +25,7 @@ from lib.errors import (
     ServiceUnavailable,
     Unauthorized,
 )
-from lib.models import (
-    CREDITS_PER_IMAGE,
+from lib.http.models import (
     DEFAULT_PAGE,
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
@@ -36,15 +35,16 @@ from lib.models import (
     CreditsResponse,
     ErrorResponse,
     FailureResponse,
+    Field,
     GenerateResponse,
     GenerationResponse,
     HistoryResponse,
     InsufficientCreditsResponse,
-    Shown,
     parse_history_request,
     parse_idempotency_key,
 )
-from lib.request_body import GenerateRequest, parse_generate_request
+from lib.http.request import GenerateRequest, parse_generate_request
+from lib.ledger.order import CREDITS_PER_IMAGE
 
 __all__ = ["OPERATIONS", "Answer", "Operation", "openapi"]
 
@@ -391,7 +391,7 @@ _GENERATION = Operation(
 class _Health:
     """The body of ``GET /healthz``."""
 
-    status: Annotated[Literal["ok"], Shown("It answers")]
+    status: Annotated[Literal["ok"], Field("It answers")]
 
 
 _OPEN = (

@@ -8,7 +8,8 @@ Who can race for what, and which condition decides:
     reconciler                         |--refund--|  frees C's key: ``generation = :released``
 
 DynamoDB answers a failed transaction with a reason for each item, in order, and the item as it was.
-``learn`` reads them: either the customer gets an answer, or there is a better attempt to make.
+``resolve_cancellation`` reads them: either the customer gets an answer, or a better attempt
+follows.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from lib.errors import (
     InsufficientCredits,
     RateLimited,
 )
-from lib.ledger_rows import (
+from lib.ledger.rows import (
     DEFAULT_RATE_LIMIT,
     Account,
     Generation,
@@ -32,9 +33,15 @@ from lib.ledger_rows import (
     number,
     string,
 )
-from lib.table import Reason
+from lib.ledger.table import Reason
 
-__all__ = ["IDEMPOTENCY_TTL_S", "RATE_WINDOW_S", "AlreadyAccepted", "Attempt", "learn"]
+__all__ = [
+    "IDEMPOTENCY_TTL_S",
+    "RATE_WINDOW_S",
+    "AlreadyAccepted",
+    "Attempt",
+    "resolve_cancellation",
+]
 
 IDEMPOTENCY_TTL_S = 24 * 60 * 60
 RATE_WINDOW_S = 60
@@ -132,7 +139,7 @@ class Attempt:
         }
 
 
-def learn(
+def resolve_cancellation(
     attempt: Attempt,
     reasons: list[Reason],
     stored_generation: Callable[[int], Generation | None],

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lib.deadline import LEASE_S
-from lib.ledger_rows import Account, Generation, Grant, Item, Status
-from lib.reservation import IDEMPOTENCY_TTL_S
+from lib.ledger.reservation import IDEMPOTENCY_TTL_S
+from lib.ledger.rows import Account, Generation, Grant, Item, Status
 
 __all__ = ["REFUNDED_WITHIN_S", "AuditReport", "audit_of"]
 
@@ -87,7 +87,7 @@ def _balance_findings(
 
 def _lease_findings(generations: list[Generation], now_s: int) -> Iterable[str]:
     for each in generations:
-        expired_at = each.lease_expires_at
+        expired_at = each.due_at
         if each.status is Status.RESERVED and expired_at is None:
             yield f"generation {each.id} is reserved without a lease"
         elif expired_at is not None and now_s - expired_at > REFUNDED_WITHIN_S - LEASE_S:

@@ -1,4 +1,4 @@
-"""What customers send and receive, and the price; ``lib.request_body`` reads what they send whole.
+"""What customers send and receive, and the price; ``lib.http.request`` reads what they send whole.
 
 The strings and figures are the product reference's. Field names are the wire's, in camelCase.
 
@@ -10,38 +10,34 @@ import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from lib.errors import InvalidRequest
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.picture.storage import PNG_MIME_TYPE
 
 __all__ = [
-    "CREDITS_PER_IMAGE",
     "DEFAULT_PAGE",
     "MAX_BODY_BYTES",
     "MAX_IDEMPOTENCY_KEY_CHARACTERS",
     "MAX_PAGE",
     "MAX_PROMPT_CHARACTERS",
-    "PNG_MIME_TYPE",
     "AcceptedResponse",
-    "AspectRatio",
     "CreditsResponse",
     "ErrorResponse",
     "FailureResponse",
+    "Field",
     "GenerateResponse",
     "GenerationResponse",
     "HistoryRequest",
     "HistoryResponse",
     "InsufficientCreditsResponse",
-    "Shown",
     "as_body",
     "cursor_before",
     "parse_history_request",
     "parse_idempotency_key",
 ]
 
-CREDITS_PER_IMAGE: Literal[5] = 5
-PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_BODY_BYTES = 64 * 1024
 MAX_PROMPT_CHARACTERS = 4_000
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
@@ -49,30 +45,9 @@ DEFAULT_PAGE = 20
 MAX_PAGE = 100
 
 
-class AspectRatio(StrEnum):
-    """Width to height of the picture: the ten that the product sells."""
-
-    SQUARE = "1:1"
-    PORTRAIT_2_3 = "2:3"
-    LANDSCAPE_3_2 = "3:2"
-    PORTRAIT_3_4 = "3:4"
-    LANDSCAPE_4_3 = "4:3"
-    PORTRAIT_4_5 = "4:5"
-    LANDSCAPE_5_4 = "5:4"
-    PORTRAIT_9_16 = "9:16"
-    LANDSCAPE_16_9 = "16:9"
-    ULTRA_WIDE_21_9 = "21:9"
-
-    @property
-    def width_over_height(self) -> float:
-        """The ratio as one number: 16:9 is 1.78."""
-        width, height = self.value.split(":")
-        return int(width) / int(height)
-
-
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What the contract says of a field beside its type; pydantic asks it for ``lib.contract``."""
+class Field:
+    """The description and limits of a response field, which OpenAPI shows beside its type."""
 
     description: str
     minimum: int | None = None
@@ -90,11 +65,11 @@ class Shown:
 class GenerateResponse:
     """The body of a 200: exactly these four fields."""
 
-    imageUrl: Annotated[str, Shown("Where the PNG is, for everybody who knows it")]
-    mimeType: Annotated[Literal["image/png"], Shown("What the URL gives")] = PNG_MIME_TYPE
-    creditsCharged: Annotated[Literal[5], Shown("What the image cost")] = CREDITS_PER_IMAGE
+    imageUrl: Annotated[str, Field("Where the PNG is, for everybody who knows it")]
+    mimeType: Annotated[Literal["image/png"], Field("What the URL gives")] = PNG_MIME_TYPE
+    creditsCharged: Annotated[Literal[5], Field("What the image cost")] = CREDITS_PER_IMAGE
     durationMs: Annotated[
-        int, Shown("Milliseconds that drawing, encoding and storing took", minimum=0)
+        int, Field("Milliseconds that drawing, encoding and storing took", minimum=0)
     ]
 
 
@@ -102,11 +77,11 @@ class GenerateResponse:
 class AcceptedResponse:
     """The body of a 202: the image will be under the URL."""
 
-    id: Annotated[str, Shown("Identity of the generation")]
-    status: Annotated[Literal["reserved"], Shown("Paid, and not made yet")] = "reserved"
-    imageUrl: Annotated[str, Shown("Public URL that the image will have")]
+    id: Annotated[str, Field("Identity of the generation")]
+    status: Annotated[Literal["reserved"], Field("Paid, and not made yet")] = "reserved"
+    imageUrl: Annotated[str, Field("Public URL that the image will have")]
     creditsCharged: Annotated[
-        Literal[5], Shown("What the image costs; refunded if none comes of it")
+        Literal[5], Field("What the image costs; refunded if none comes of it")
     ] = CREDITS_PER_IMAGE
 
 
@@ -114,21 +89,21 @@ class AcceptedResponse:
 class GenerationResponse:
     """The body of ``GET /api/v1/generations/{id}``: fields that don't apply are left out."""
 
-    id: Annotated[str, Shown("Identity of the generation")]
+    id: Annotated[str, Field("Identity of the generation")]
     status: Annotated[
         Literal["reserved", "settled", "refunded"],
-        Shown("`reserved` at first, then `settled` or `refunded` for good"),
+        Field("`reserved` at first, then `settled` or `refunded` for good"),
     ]
-    createdAt: Annotated[str, Shown("When it was asked for: ISO 8601, UTC")]
-    prompt: Annotated[str, Shown("What was asked for")]
-    aspectRatio: Annotated[str, Shown("The shape that was asked for")]
-    imageUrl: Annotated[str | None, Shown("When settled: where the PNG is")] = None
-    creditsCharged: Annotated[Literal[5] | None, Shown("When settled: what it cost")] = None
+    createdAt: Annotated[str, Field("When it was asked for: ISO 8601, UTC")]
+    prompt: Annotated[str, Field("What was asked for")]
+    aspectRatio: Annotated[str, Field("The shape that was asked for")]
+    imageUrl: Annotated[str | None, Field("When settled: where the PNG is")] = None
+    creditsCharged: Annotated[Literal[5] | None, Field("When settled: what it cost")] = None
     durationMs: Annotated[
-        int | None, Shown("When settled: milliseconds that drawing and storing took")
+        int | None, Field("When settled: milliseconds that drawing and storing took")
     ] = None
-    message: Annotated[str | None, Shown("When refunded: why, in public words")] = None
-    creditsRefunded: Annotated[Literal[5] | None, Shown("When refunded: what came back")] = None
+    message: Annotated[str | None, Field("When refunded: why, in public words")] = None
+    creditsRefunded: Annotated[Literal[5] | None, Field("When refunded: what came back")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +111,14 @@ class HistoryResponse:
     """The body of ``GET /api/v1/generations``, newest first."""
 
     generations: list[GenerationResponse]
-    nextCursor: Annotated[str | None, Shown("Where the next page begins; null on the last")]
+    nextCursor: Annotated[str | None, Field("Where the next page begins; null on the last")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorResponse:
     """The body of most refusals."""
 
-    error: Annotated[str, Shown("One sentence; the header X-Error-Code is for programs")]
+    error: Annotated[str, Field("One sentence; the header X-Error-Code is for programs")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +127,7 @@ class InsufficientCreditsResponse:
 
     error: Literal["Insufficient credits"]
     creditsRequired: Literal[5]
-    creditsRemaining: Annotated[int, Shown("The organisation's balance", minimum=0, below=5)]
+    creditsRemaining: Annotated[int, Field("The organisation's balance", minimum=0, below=5)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,16 +135,16 @@ class FailureResponse:
     """The body of a 500: nothing was charged, or it was refunded."""
 
     error: Literal["Failed to generate image"]
-    message: Annotated[str, Shown("Why, out of a closed list")]
-    hint: Annotated[str | None, Shown("What to do about it")] = None
+    message: Annotated[str, Field("Why, out of a closed list")]
+    hint: Annotated[str | None, Field("What to do about it")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditsResponse:
     """The body of ``GET /api/v1/billing/credits``."""
 
-    credits: Annotated[int, Shown("The organisation's balance", minimum=0)]
-    creditsPerImage: Annotated[Literal[5], Shown("The price")] = CREDITS_PER_IMAGE
+    credits: Annotated[int, Field("The organisation's balance", minimum=0)]
+    creditsPerImage: Annotated[Literal[5], Field("The price")] = CREDITS_PER_IMAGE
 
 
 def as_body(

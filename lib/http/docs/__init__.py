@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.contract import openapi
-from lib.models import CREDITS_PER_IMAGE, MAX_PROMPT_CHARACTERS, AspectRatio
+from lib.http.contract import openapi
+from lib.http.models import MAX_PROMPT_CHARACTERS
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["headers", "page"]
 

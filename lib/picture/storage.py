@@ -6,24 +6,38 @@ on its second try and recognises its own object. S3 answers 412, or 409 while tw
 answers 412.
 """
 
+import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lib.clients import SecretUnreadable, error_code, http_status, read_secret, storage
 from lib.deadline import REFUND_TAKES_S, Deadline
 from lib.errors import StorageFailed
-from lib.models import PNG_MIME_TYPE
+from lib.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_secretsmanager import SecretsManagerClient
 
-__all__ = ["CALL_TAKES_S", "Images", "KeyTaken", "StorageUnreachable", "StoredImage", "public_url"]
+__all__ = [
+    "CALL_TAKES_S",
+    "PNG_MIME_TYPE",
+    "Images",
+    "KeyTaken",
+    "ObjectStore",
+    "StorageUnreachable",
+    "StoredImage",
+    "public_url",
+]
 
+PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_PUTS = 3
 CALL_TAKES_S = 4.0
 """A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
@@ -38,6 +52,45 @@ class StorageUnreachable(Exception):
 
 class KeyTaken(StorageFailed):
     """Somebody else's object is under the key: it is neither ours to keep nor to delete."""
+
+
+class ObjectStore:
+    """The client of the bucket: S3, or R2 when an endpoint is configured.
+
+    R2's credentials are a secret, so its client is built on first use.
+    """
+
+    def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
+        self._region = settings.aws_region
+        self._endpoint = settings.storage_endpoint_url
+        self._credentials_secret = settings.storage_credentials_secret
+        self._secrets = secrets
+        self._lock = threading.Lock()
+        self._client: S3Client | None = None
+        if self._credentials_secret is None:
+            self._client = self._make()
+
+    def __call__(self) -> "S3Client":
+        """The client.
+
+        Raises:
+            StorageUnreachable: the credentials can't be read, or are not what they should be.
+        """
+        with self._lock:
+            if self._client is None:
+                self._client = self._make()
+            return self._client
+
+    def _make(self) -> "S3Client":
+        if self._credentials_secret is None:
+            return storage(self._region, self._endpoint)
+        try:
+            pair = json.loads(read_secret(self._secrets, self._credentials_secret))
+            credentials = pair["accessKeyId"], pair["secretAccessKey"]
+        except (SecretUnreadable, ValueError, TypeError, KeyError) as fault:
+            raise StorageUnreachable from fault
+        # R2 knows one region.
+        return storage("auto", self._endpoint, credentials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +142,7 @@ class Images:
             try:
                 self._put(key, png, attempt_id)
             except ClientError as fault:
-                if _status(fault) == HTTPStatus.PRECONDITION_FAILED:
+                if http_status(fault) == HTTPStatus.PRECONDITION_FAILED:
                     self._check_own(key, attempt_id)
                     return
                 if not _is_transient(fault):
@@ -121,7 +174,7 @@ class Images:
                     raise StorageUnreachable
                 content = body.read()
         except ClientError as fault:
-            if fault.response.get("Error", {}).get("Code") == "NoSuchKey":
+            if error_code(fault) == "NoSuchKey":
                 return None
             raise StorageUnreachable from fault
         except BotoCoreError as fault:
@@ -169,12 +222,8 @@ def public_url(base_url: str, key: str) -> str:
     return f"{base_url}/{key}"
 
 
-def _status(fault: ClientError) -> int:
-    return int(fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
 def _is_transient(fault: ClientError) -> bool:
-    status = _status(fault)
+    status = http_status(fault)
     return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (
         HTTPStatus.CONFLICT,
         HTTPStatus.REQUEST_TIMEOUT,

@@ -18,15 +18,16 @@ from enum import StrEnum
 from itertools import islice
 
 from lib.deadline import Deadline
-from lib.ledger import Ledger, ReservationGone
-from lib.ledger_rows import Generation, Item, Status
+from lib.ledger.ledger import Ledger, ReservationGone
+from lib.ledger.rows import Generation, Item, Status
 from lib.observability import Observation
-from lib.png import is_whole_png
-from lib.storage import Images, StoredImage
+from lib.picture.png import is_whole_png
+from lib.picture.storage import Images, StoredImage
 
-__all__ = ["Ending", "Outcome", "Reconciled", "Reconciler"]
+__all__ = ["ROWS_IN_PARALLEL", "Ending", "Outcome", "Reconciled", "Reconciler"]
 
-HOLDS_AT_ONCE = 100
+DUE_ROWS_AT_ONCE = 100
+ROWS_IN_PARALLEL = 8
 EXPIRED = "expired"
 """The failure code of a reservation that nobody ended."""
 
@@ -89,10 +90,10 @@ class Reconciler:
         Raises:
             LedgerUnreachable: the list of holds can't be read.
         """
-        holds = self._ledger.expired_holds(deadline)
+        holds = self._ledger.due_rows(deadline)
         tally: Counter[str] = Counter()
         while not deadline.passed():
-            some = list(islice(holds, HOLDS_AT_ONCE))
+            some = list(islice(holds, DUE_ROWS_AT_ONCE))
             if not some:
                 break
             outcomes = self._run_all(lambda item: self._end(item, deadline), some)
@@ -136,7 +137,7 @@ class Reconciler:
 
     def _sweep(self, hold: Generation, deadline: Deadline) -> Ending:
         self._delete(hold, self._images.read(hold.image_key))
-        self._ledger.close_hold(hold, deadline)
+        self._ledger.clear_due(hold, deadline)
         return Ending.SWEPT
 
     def _delete(self, hold: Generation, stored: StoredImage | None) -> None:

@@ -1,10 +1,10 @@
-"""One DynamoDB table, and how long to insist on a call to it.
+"""One DynamoDB table, with retries that end by a deadline.
 
 botocore's own retries are off for DynamoDB: it would retry some faults for longer than a request
-lives and others (``TransactionConflict``) not at all. Every call goes through ``_insist`` instead.
-A fault is worth another try, with full jitter and inside the deadline, when a later try can
-succeed. Each such fault either surely had no effect (a conflict, throttling) or may have had one
-(a lost response); whoever writes must be prepared for both.
+lives and others (``TransactionConflict``) not at all. Every call goes through
+``_call_with_retries`` instead, which retries with full jitter and inside the deadline whatever a
+later try can mend. Such a fault either certainly had no effect (a conflict, throttling) or may have
+had one (a lost response); every writer must be prepared for both.
 """
 
 import random
@@ -24,8 +24,9 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
+from lib.clients import error_code, http_status
 from lib.deadline import Deadline
-from lib.ledger_rows import Item
+from lib.ledger.rows import Item
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -126,7 +127,9 @@ class Table:
             "ClientRequestToken": str(uuid.uuid4()),
         }
         try:
-            self._insist(lambda: self._client.transact_write_items(**arguments), deadline)
+            self._call_with_retries(
+                lambda: self._client.transact_write_items(**arguments), deadline
+            )
         except ClientError as fault:
             return cast("list[Reason]", fault.response["CancellationReasons"])
         return []
@@ -139,7 +142,9 @@ class Table:
         """
         arguments = self._write(write)
         try:
-            answer = self._insist(lambda: self._client.update_item(**arguments), deadline)
+            answer = self._call_with_retries(
+                lambda: self._client.update_item(**arguments), deadline
+            )
         except ClientError as fault:
             raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
         return cast("Item", answer.get("Attributes", {}))
@@ -152,14 +157,14 @@ class Table:
         """
         arguments = self._write(write)
         try:
-            self._insist(lambda: self._client.put_item(**arguments), deadline)
+            self._call_with_retries(lambda: self._client.put_item(**arguments), deadline)
         except ClientError as fault:
             raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
 
     def get(self, key: Item, deadline: Deadline) -> Item | None:
         """The item as it is now, read consistently."""
         arguments: dict[str, Any] = {"TableName": self.name, "Key": key, "ConsistentRead": True}
-        answer = self._insist(lambda: self._client.get_item(**arguments), deadline)
+        answer = self._call_with_retries(lambda: self._client.get_item(**arguments), deadline)
         return answer.get("Item")
 
     def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
@@ -177,7 +182,7 @@ class Table:
         while True:
             if deadline.passed():
                 raise LedgerUnreachable(maybe_done=False)
-            page = self._insist(partial(call, **request), deadline)
+            page = self._call_with_retries(partial(call, **request), deadline)
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return
@@ -190,7 +195,7 @@ class Table:
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         } | write
 
-    def _insist(self, call: Callable[[], T], deadline: Deadline) -> T:
+    def _call_with_retries(self, call: Callable[[], T], deadline: Deadline) -> T:
         """What ``call`` returns, tried again while that can help and a whole try fits in.
 
         Raises:
@@ -229,7 +234,7 @@ def longest_pause_s(tries: int, *, after_conflict: bool) -> float:
 
 def _codes(fault: ClientError) -> set[str]:
     """The codes of a cancelled transaction's items, or the one code of any other error."""
-    code = fault.response.get("Error", {}).get("Code", "")
+    code = error_code(fault)
     if code != "TransactionCanceledException":
         return {code}
     reasons = cast("list[Reason]", fault.response.get("CancellationReasons", []))
@@ -237,6 +242,5 @@ def _codes(fault: ClientError) -> set[str]:
 
 
 def _is_transient(fault: ClientError) -> bool:
-    status = fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    server_side = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    server_side = http_status(fault) >= HTTPStatus.INTERNAL_SERVER_ERROR
     return server_side or bool(_codes(fault) & (_NO_EFFECT | _MAYBE_AN_EFFECT))

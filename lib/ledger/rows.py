@@ -15,18 +15,19 @@ from enum import StrEnum
 from typing import Any, overload
 
 from lib.deadline import LEASE_S, WORKER_LEASE_S
+from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = [
     "DEFAULT_RATE_LIMIT",
-    "HOLD_SHARDS",
+    "DUE_SHARDS",
     "Account",
     "Generation",
     "Grant",
     "Item",
     "Status",
     "account_key",
+    "due_shard",
     "generation_key",
-    "hold_shard",
     "idempotency_key",
     "number",
     "organisation_of",
@@ -37,7 +38,7 @@ __all__ = [
 Item = Mapping[str, Any]
 _ID = re.compile(r"[0-9]{13}")
 DEFAULT_RATE_LIMIT = 60
-HOLD_SHARDS = 4
+DUE_SHARDS = 4
 
 
 class Status(StrEnum):
@@ -83,13 +84,13 @@ def parse_id(text: str) -> int | None:
     return int(text) if _ID.fullmatch(text) else None
 
 
-def hold_shard(created_ms: int) -> str:
-    """Which of the partitions of ``OpenHolds`` an open reservation stands in.
+def due_shard(created_ms: int) -> str:
+    """Which of the partitions of ``Due`` an open reservation stands in.
 
     One partition of an index takes 1,000 writes a second, and a reservation is two of them: four
     partitions take 2,000 reservations a second.
     """
-    return str(created_ms % HOLD_SHARDS)
+    return str(created_ms % DUE_SHARDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,11 @@ class Generation:
     attempt_id: str
     image_key: str
     prompt: str
-    aspect_ratio: str
+    aspect_ratio: AspectRatio
     request_hash: str
     idempotency_key: str | None = None
     asynchronous: bool = False
-    lease_expires_at: int | None = None
+    due_at: int | None = None
     settled_at: int | None = None
     refunded_at: int | None = None
     duration_ms: int | None = None
@@ -164,14 +165,14 @@ class Generation:
             item["idempotencyKey"] = string(self.idempotency_key)
         if self.asynchronous:
             item["asynchronous"] = {"BOOL": True}
-        if self.lease_expires_at is not None:
-            item["openHold"] = string(hold_shard(self.created_ms))
-            item["leaseExpiresAt"] = number(self.lease_expires_at)
+        if self.due_at is not None:
+            item["dueShard"] = string(due_shard(self.created_ms))
+            item["dueAt"] = number(self.due_at)
         return item
 
     @classmethod
     def from_item(cls, item: Item) -> "Generation":
-        """Reads a stored generation, or the part of one that ``OpenHolds`` carries."""
+        """Reads a stored generation, or the part of one that ``Due`` carries."""
         return cls(
             organisation=organisation_of(item),
             created_ms=int(item["sk"]["S"].removeprefix("GEN#")),
@@ -180,11 +181,11 @@ class Generation:
             attempt_id=item["attemptId"]["S"],
             image_key=item["imageKey"]["S"],
             prompt=_str(item, "prompt") or "",
-            aspect_ratio=_str(item, "aspectRatio") or "",
+            aspect_ratio=AspectRatio(_str(item, "aspectRatio") or AspectRatio.SQUARE),
             request_hash=_str(item, "requestHash") or "",
             idempotency_key=_str(item, "idempotencyKey"),
             asynchronous=bool(item.get("asynchronous", {}).get("BOOL")),
-            lease_expires_at=_int(item, "leaseExpiresAt"),
+            due_at=_int(item, "dueAt"),
             settled_at=_int(item, "settledAt"),
             refunded_at=_int(item, "refundedAt"),
             duration_ms=_int(item, "durationMs"),

@@ -1,0 +1,121 @@
+"""The composition root: settings in, dependencies out.
+
+Each dependency is built on first use and then kept; building one makes no network call. A function
+builds only what it uses, so the account function never loads google-genai.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING
+
+from lib.clients import (
+    SecretUnreadable,
+    dynamodb,
+    read_secret,
+    secrets_manager,
+    sqs,
+)
+from lib.errors import ModelUnavailable
+from lib.jobs import Jobs
+from lib.keys.verification import KeyVerifier
+from lib.ledger.ledger import Ledger
+from lib.ledger.table import Table
+from lib.observability import Telemetry
+from lib.picture.storage import Images, ObjectStore, public_url
+from lib.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+    from lib.generation import Generations
+    from lib.ledger.reconciliation import Reconciler
+    from lib.picture.gemini import Gemini
+
+__all__ = ["Dependencies", "dependencies"]
+
+
+class Dependencies:
+    """Everything that the handlers call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        """The logger and the metrics."""
+        return Telemetry(self.settings)
+
+    @cached_property
+    def key_verifier(self) -> KeyVerifier:
+        """Verifies customers' API keys."""
+        return KeyVerifier(self._secrets, self.settings.org_secret_prefix)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The credits table."""
+        return Ledger(Table(dynamodb(self.settings.aws_region), self.settings.credits_table))
+
+    @cached_property
+    def image_url(self) -> Callable[[str], str]:
+        """Maps an object's key to its public URL, without a client for the bucket."""
+        return partial(public_url, self.settings.image_base_url)
+
+    @cached_property
+    def images(self) -> Images:
+        """The bucket."""
+        store = ObjectStore(self.settings, self._secrets)
+        return Images(store, self.settings.image_bucket, self.settings.image_base_url)
+
+    @cached_property
+    def jobs(self) -> Jobs | None:
+        """The queue of accepted generations; None where none is deployed."""
+        queue_url = self.settings.jobs_queue_url
+        return Jobs(sqs(self.settings.aws_region), queue_url) if queue_url else None
+
+    @cached_property
+    def model(self) -> "Gemini":
+        """Google's image model."""
+        from lib.picture.gemini import Gemini  # noqa: PLC0415 - it takes most of a cold start
+
+        return Gemini(self._gemini_api_key, self.settings.gemini_model)
+
+    @cached_property
+    def generations(self) -> "Generations":
+        """The use case: reserve, generate, store, settle or refund."""
+        from lib.generation import Generations  # noqa: PLC0415 - it loads the PNG encoder
+
+        return Generations(
+            self.ledger,
+            self.model,
+            self.images,
+            self.jobs,
+            key_suffix=self.settings.image_key_suffix,
+        )
+
+    @cached_property
+    def reconciler(self) -> "Reconciler":
+        """Ends abandoned reservations, several at a time."""
+        from lib.ledger.reconciliation import (  # noqa: PLC0415 - as above
+            ROWS_IN_PARALLEL,
+            Reconciler,
+        )
+
+        pool = ThreadPoolExecutor(ROWS_IN_PARALLEL, thread_name_prefix="reconcile")
+        return Reconciler(self.ledger, self.images, run_all=pool.map)
+
+    @cached_property
+    def _secrets(self) -> "SecretsManagerClient":
+        return secrets_manager(self.settings.aws_region)
+
+    def _gemini_api_key(self) -> str:
+        try:
+            return read_secret(self._secrets, self.settings.gemini_api_key_secret).strip()
+        except SecretUnreadable as fault:
+            raise ModelUnavailable from fault
+
+
+@cache
+def dependencies() -> Dependencies:
+    """The dependencies of this process."""
+    return Dependencies(Settings.from_environment())

@@ -1,0 +1,1 @@
+"""The HTTP contract: requests, responses, OpenAPI and the docs page."""

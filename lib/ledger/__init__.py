@@ -1,0 +1,1 @@
+"""Credits: reservations, settlements, refunds, reconciliation, accounts and audits."""

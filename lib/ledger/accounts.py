@@ -1,0 +1,171 @@
+"""The operator's side of the ledger: accounts, grants and the audit of an organisation."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lib.deadline import Deadline
+from lib.ledger.audit import AuditReport, audit_of
+from lib.ledger.rows import (
+    DEFAULT_RATE_LIMIT,
+    Account,
+    Grant,
+    account_key,
+    number,
+    organisation_of,
+    string,
+)
+from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
+
+__all__ = ["Accounts", "GrantRejectedError"]
+
+AUDIT_TRIES = 20
+
+
+class GrantRejectedError(Exception):
+    """An operator's grant can't be made; the message says why."""
+
+
+class Accounts:
+    """The accounts of all organisations. ``clock`` gives epoch seconds.
+
+    Every method may raise ``LedgerUnreachable``: no decision in time.
+    """
+
+    def __init__(self, table: Table, clock: Callable[[], float] = time.time) -> None:
+        self._table = table
+        self._clock = clock
+
+    def account(self, organisation: str, deadline: Deadline) -> Account | None:
+        """The organisation's account as it is now; None if it does not exist."""
+        item = self._table.get(account_key(organisation), deadline)
+        return Account.from_item(item) if item else None
+
+    def create(
+        self, organisation: str, deadline: Deadline, rate_limit: int = DEFAULT_RATE_LIMIT
+    ) -> None:
+        """Opens an account with no credits; one that exists stays as it is."""
+        item = account_key(organisation) | {
+            "credits": number(0),
+            "createdAt": number(self._now_s()),
+            "rateLimit": number(rate_limit),
+        }
+        not_there_yet = "attribute_not_exists(pk)"
+        with contextlib.suppress(ConditionFailed):
+            self._table.put({"Item": item, "ConditionExpression": not_there_yet}, deadline)
+
+    def set_rate_limit(self, organisation: str, rate_limit: int, deadline: Deadline) -> bool:
+        """Lets the organisation start ``rate_limit`` generations a minute; 0 closes it.
+
+        Returns:
+            Whether there is such an organisation.
+        """
+        account_exists = "attribute_exists(pk)"
+        update: dict[str, Any] = {
+            "Key": account_key(organisation),
+            "ConditionExpression": account_exists,
+            "UpdateExpression": "SET rateLimit = :limit",
+            "ExpressionAttributeValues": {":limit": number(rate_limit)},
+        }
+        try:
+            self._table.update(update, deadline)
+        except ConditionFailed:
+            return False
+        return True
+
+    def grant(self, organisation: str, grant: Grant, deadline: Deadline) -> None:
+        """Adds ``grant.credits`` (negative: takes them), once for each ``grant_id``.
+
+        When the ledger is unreachable, repeat it with the same id.
+
+        Raises:
+            GrantRejectedError: no such account, fewer credits than are to be taken, or the id was
+                used for another amount.
+        """
+        never_used = "attribute_not_exists(pk)"
+        stays_above_zero = "credits >= :floor"
+        put: dict[str, Any] = {
+            "Item": grant.to_item(organisation),
+            "ConditionExpression": never_used,
+        }
+        add: dict[str, Any] = {
+            "Key": account_key(organisation),
+            "ConditionExpression": stays_above_zero,
+            "UpdateExpression": "SET credits = credits + :credits",
+            "ExpressionAttributeValues": {
+                ":credits": number(grant.credits),
+                ":floor": number(max(0, -grant.credits)),
+            },
+        }
+        reasons = self._table.transact([{"Put": put}, {"Update": add}], deadline)
+        if reasons:
+            _check_granted(organisation, grant, reasons)
+
+    def organisations(self, deadline: Deadline) -> list[str]:
+        """Every organisation with an account, by name. It reads the whole table."""
+        scan: dict[str, Any] = {
+            "FilterExpression": "sk = :account",
+            "ExpressionAttributeValues": {":account": string("ACCOUNT")},
+            "ProjectionExpression": "pk",
+        }
+        return sorted(map(organisation_of, self._table.scan(scan, deadline)))
+
+    def all(self, deadline: Deadline) -> Iterator[tuple[str, Account]]:
+        """Every organisation and its account, in the table's own order, page by page.
+
+        It reads the whole table, and holds one page of it at a time.
+        """
+        scan: dict[str, Any] = {
+            "FilterExpression": "sk = :account",
+            "ExpressionAttributeValues": {":account": string("ACCOUNT")},
+        }
+        for item in self._table.scan(scan, deadline):
+            yield organisation_of(item), Account.from_item(item)
+
+    def grants(self, organisation: str, deadline: Deadline) -> Iterator[Grant]:
+        """All grants of the organisation, in the order of their ids, page by page."""
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk AND begins_with(sk, :grant)",
+            "ExpressionAttributeValues": {
+                ":pk": account_key(organisation)["pk"],
+                ":grant": string("GRANT#"),
+            },
+            "ConsistentRead": True,
+        }
+        return map(Grant.from_item, self._table.query(query, deadline))
+
+    def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
+        """Recomputes the organisation's money from its rows; see ``lib.ledger.audit``.
+
+        The rows can't be read at one instant while requests go on, so they are read again until
+        the account was the same before and after; an account that never is counts as unreachable.
+        """
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": {":pk": account_key(organisation)["pk"]},
+            "ConsistentRead": True,
+        }
+        for _ in range(AUDIT_TRIES):
+            before = self.account(organisation, deadline)
+            items = list(self._table.query(query, deadline))
+            if self.account(organisation, deadline) == before:
+                return audit_of(organisation, before, items, self._now_s())
+        raise LedgerUnreachable(maybe_done=False)
+
+    def _now_s(self) -> int:
+        return int(self._clock())
+
+
+def _check_granted(organisation: str, grant: Grant, reasons: list[Reason]) -> None:
+    """Returns when the grant had been made before; otherwise says why it can't be."""
+    earlier = reasons[0].get("Item")
+    if earlier:
+        if Grant.from_item(earlier).credits != grant.credits:
+            raise GrantRejectedError(f"the grant id {grant.grant_id} was used for another amount")
+        return
+    account = reasons[1].get("Item")
+    if not account:
+        raise GrantRejectedError(f"there is no organisation {organisation}; create it first")
+    has = Account.from_item(account).credits
+    raise GrantRejectedError(f"{organisation} has {has} credits; {-grant.credits} can't be taken")

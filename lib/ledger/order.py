@@ -1,0 +1,27 @@
+"""What a customer asks for, and what it costs."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from lib.picture.aspect_ratio import AspectRatio
+
+__all__ = ["CREDITS_PER_IMAGE", "Order"]
+
+CREDITS_PER_IMAGE: Literal[5] = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a customer asks for."""
+
+    organisation: str
+    prompt: str
+    aspect_ratio: AspectRatio
+    idempotency_key: str | None = None
+    asynchronous: bool = False
+
+    @property
+    def request_hash(self) -> str:
+        """SHA-256 of what makes two requests the same: the aspect ratio and the prompt."""
+        return hashlib.sha256(f"{self.aspect_ratio}\n{self.prompt}".encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Pictures: drawn by Gemini, checked, encoded as PNG, stored."""
