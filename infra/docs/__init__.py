@@ -1,0 +1,1 @@
+"""The guides, and the commands that make or check them."""
