@@ -1,6 +1,5 @@
 """The README is true: its commands are run in order, and their output is the one it shows."""
 
-import io
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from lib.ledger.audit import REFUNDED_WITHIN_S
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.reservation import IDEMPOTENCY_TTL_S
 from lib.settings import DEFAULT_MODEL
+from tests.guides import Agreeing
 
 README = Markdown.read(PROJECT_ROOT / "README.md")
 MAKEFILE = (PROJECT_ROOT / "Makefile").read_text(encoding="utf-8")
@@ -83,13 +83,6 @@ class UnknownCommandError(Exception):
     """The README has a command that no test runs."""
 
 
-class Agreeing(io.StringIO):
-    """A terminal at which the operator answers yes."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 @dataclass
 class Reader:
     """Follows the README from its first command to its last, in the terminal's directory."""
@@ -133,12 +126,13 @@ class Reader:
     def _poll(self, command: str) -> str:
         for theirs, ours in self.generations.items():
             command = command.replace(theirs, ours)
+        printed = ""
         for _ in range(POLLS):
             printed = self._curl(command)
             if '"reserved"' not in printed:
-                break
+                return printed
             time.sleep(POLL_EVERY_S)
-        return printed
+        pytest.fail(f"still reserved: {printed}")
 
     def _curl(self, command: str) -> str:
         run = subprocess.run(  # noqa: S603 - the README's own line, for this machine's server
