@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -286,7 +286,9 @@ def test_copying_back_makes_the_live_table_the_restored_one(
         for variable, rows in (("CREDITS_TABLE", after), ("RESTORED_TABLE", before)):
             monkeypatch.setenv(variable, variable.lower())
             aws.create_table(variable.lower())
-            fill(variable.lower(), rows)
+            with boto3.resource("dynamodb").Table(variable.lower()).batch_writer() as writer:
+                for each in rows:
+                    writer.put_item(Item=each)
         exec(compile(script, "copy_back.py", "exec"), {})  # noqa: S102 - the guide's own script
 
         table = boto3.resource("dynamodb").Table("credits_table")
@@ -295,9 +297,3 @@ def test_copying_back_makes_the_live_table_the_restored_one(
 
 def row(sk: str, credits_: int) -> dict[str, Any]:
     return {"pk": "ORG#acme", "sk": sk, "credits": Decimal(credits_)}
-
-
-def fill(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    with boto3.resource("dynamodb").Table(name).batch_writer() as writer:
-        for each in rows:
-            writer.put_item(Item=each)

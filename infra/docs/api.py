@@ -226,7 +226,7 @@ def _fields(
         elif {"type": "null"} in field.get("anyOf", ()):
             presence = "always, may be null"
         rows.append((f"`{name}`", _type(field), presence, field.get("description", "")))
-    return table(("field", "type", "", "meaning"), rows)
+    return table(("field", "type", "presence", "meaning"), rows)
 
 
 def _type(field: Mapping[str, Any]) -> str:
