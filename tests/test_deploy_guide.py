@@ -30,6 +30,8 @@ from lib.deadline import (
     JOB_WAITS_S,
     LAST_ROWS_TAKE_S,
     LEASE_S,
+    REFUNDED_WITHIN_S,
+    RESERVE_WITHIN_S,
     RESPONSE_TAKES_S,
     WORKER_LEASE_S,
     WORKER_TIMEOUT_S,
@@ -37,8 +39,6 @@ from lib.deadline import (
 from lib.errors import ContentRejected
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.keys.verification import CACHE_S
-from lib.ledger.audit import REFUNDED_WITHIN_S
-from lib.ledger.ledger import RESERVE_WITHIN_S
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.reconciliation import ROWS_IN_PARALLEL
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, DUE_SHARDS

@@ -27,8 +27,10 @@ from infra.template import PROJECT_ROOT, Template
 from lib import errors
 from lib.deadline import (
     FUNCTION_TIMEOUT_S,
+    IDEMPOTENCY_TTL_S,
     JOB_WAITS_S,
     LEASE_S,
+    REFUNDED_WITHIN_S,
     WORKER_LEASE_S,
     WORKER_TIMEOUT_S,
 )
@@ -45,9 +47,7 @@ from lib.http.models import (
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.keys.key_ring import MAX_LIVE_KEYS
 from lib.keys.verification import CACHE_S
-from lib.ledger.audit import REFUNDED_WITHIN_S
 from lib.ledger.order import CREDITS_PER_IMAGE
-from lib.ledger.reservation import IDEMPOTENCY_TTL_S
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, Status
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.storage import PNG_MIME_TYPE

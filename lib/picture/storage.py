@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lib.clients import SecretUnreadable, error_code, http_status, read_secret, storage
-from lib.deadline import REFUND_TAKES_S, Deadline
+from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.errors import StorageFailed
 from lib.settings import Settings
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 __all__ = [
-    "CALL_TAKES_S",
     "PNG_MIME_TYPE",
     "Images",
     "KeyTaken",
@@ -39,8 +38,6 @@ __all__ = [
 
 PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_PUTS = 3
-CALL_TAKES_S = 4.0
-"""A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
 _CACHE_FOR_EVER = "public, max-age=31536000, immutable"
@@ -51,7 +48,9 @@ class StorageUnreachable(Exception):
 
 
 class KeyTaken(StorageFailed):
-    """Somebody else's object is under the key: it is neither ours to keep nor to delete."""
+    """Another attempt's object is under the key: this attempt may neither keep nor delete it."""
+
+    may_be_stored = False
 
 
 class ObjectStore:
@@ -152,7 +151,7 @@ class Images:
                 last = fault
             else:
                 return
-            if tries == MAX_PUTS or deadline.remaining_s() < CALL_TAKES_S + REFUND_TAKES_S:
+            if tries == MAX_PUTS or deadline.remaining_s() < STORAGE_CALL_S + LEDGER_CALL_S:
                 raise StorageFailed from last
             self._sleep(0.1 * tries)
 
