@@ -73,7 +73,7 @@ class GenerateResponse:
     mimeType: Annotated[Literal["image/png"], FieldSpec("MIME type of the image")] = PNG_MIME_TYPE
     creditsCharged: Annotated[Literal[5], FieldSpec("Credits charged")] = CREDITS_PER_IMAGE
     durationMs: Annotated[
-        int, FieldSpec("Milliseconds taken to generate, encode and store it", minimum=0)
+        int, FieldSpec("Milliseconds taken to generate, encode and store the image", minimum=0)
     ]
 
 
@@ -104,7 +104,8 @@ class GenerationResponse:
     imageUrl: Annotated[str | None, FieldSpec("If settled: public URL of the PNG")] = None
     creditsCharged: Annotated[Literal[5] | None, FieldSpec("If settled: credits charged")] = None
     durationMs: Annotated[
-        int | None, FieldSpec("If settled: milliseconds taken to generate, encode and store it")
+        int | None,
+        FieldSpec("If settled: milliseconds taken to generate, encode and store the PNG"),
     ] = None
     message: Annotated[str | None, FieldSpec("If refunded: why the generation failed")] = None
     creditsRefunded: Annotated[Literal[5] | None, FieldSpec("If refunded: credits returned")] = None

@@ -90,7 +90,7 @@ const ADVICE = {
 const showFailure = (response, body) => {
   const code = response.headers.get("X-Error-Code") ?? "";
   const detail = [body.error, body.message, body.hint].filter(Boolean).join(": ");
-  const lines = [ADVICE[code] ?? "", ` ${detail} (${response.status})`];
+  const lines = [ADVICE[code] ?? "", ` ${detail} (${response.status}).`];
   const retryAfter = response.headers.get("Retry-After");
   if (retryAfter) lines.push(` Retry in ${retryAfter} s.`);
   if (code === "insufficient_credits") {
