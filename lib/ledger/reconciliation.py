@@ -21,7 +21,7 @@ from lib.deadline import Deadline
 from lib.ledger.ledger import Ledger, ReservationGone
 from lib.ledger.rows import Generation, Item, Status
 from lib.observability import Observation
-from lib.picture.png import is_whole_png
+from lib.picture.check import is_whole_png
 from lib.picture.storage import Images, StoredImage
 
 __all__ = ["ROWS_IN_PARALLEL", "Ending", "Outcome", "Reconciled", "Reconciler"]
