@@ -60,7 +60,7 @@ def _health(_event: Event, request: str) -> Response:
 
 
 def _openapi(event: Event, request: str) -> Response:
-    from lib.http.contract import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
+    from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
 
     return success(200, openapi(origin(event)), request, {"Cache-Control": "public, max-age=300"})
 

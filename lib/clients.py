@@ -10,6 +10,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lib.deadline import CONNECT_S, LEDGER_READ_S, QUEUE_READ_S, SECRETS_READ_S, STORAGE_READ_S
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
@@ -27,11 +29,6 @@ __all__ = [
     "storage",
 ]
 
-CONNECT_S = 1
-DYNAMODB_READ_S = 2
-SECRETS_READ_S = 2
-SQS_READ_S = 2
-STORAGE_READ_S = 3
 MAX_CONNECTIONS = 64
 
 
@@ -54,7 +51,7 @@ def read_secret(client: "SecretsManagerClient", name: str) -> str:
 
 def dynamodb(region: str | None = None) -> "DynamoDBClient":
     """A DynamoDB client; ``lib.ledger.table`` does the retrying."""
-    return boto3.client("dynamodb", region_name=region, config=_config(DYNAMODB_READ_S))
+    return boto3.client("dynamodb", region_name=region, config=_config(LEDGER_READ_S))
 
 
 def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
@@ -65,7 +62,7 @@ def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
 
 def sqs(region: str | None = None) -> "SQSClient":
     """An SQS client; ``lib.jobs`` does the retrying."""
-    return boto3.client("sqs", region_name=region, config=_config(SQS_READ_S))
+    return boto3.client("sqs", region_name=region, config=_config(QUEUE_READ_S))
 
 
 def storage(

@@ -1,11 +1,11 @@
-"""The time budget of a request. All durations are seconds.
+"""The time budget of a request and of a job. All durations are seconds.
 
-API Gateway's HTTP APIs give up after 30 s, so the function ends itself at 29 s and the model gets
-what is left of that less the time to encode, store and settle or refund.
+API Gateway's HTTP APIs give up after 30 s, so the function ends itself a second earlier, and the
+model gets what is left less the time to encode, store and settle or refund.
 
-An accepted generation, a job, waits in a queue and is made by a worker, which has minutes. When the
-worker dies, the queue delivers the job again once its visibility timeout has passed. A lease always
-ends after the one who holds it: a request's, the queue's, a worker's.
+An accepted generation, a job, waits in a queue for a worker, which has minutes. If the worker dies,
+the queue redelivers the job once its visibility timeout has passed. A lease always outlives the
+process that it is given to: a request, the queue, a worker.
 """
 
 import time
@@ -13,39 +13,84 @@ from collections.abc import Callable
 
 __all__ = [
     "AFTER_MODEL_S",
+    "CONNECT_S",
+    "FIRST_EXTENSION_WITHIN_S",
     "FUNCTION_TIMEOUT_S",
+    "IDEMPOTENCY_TTL_S",
+    "IN_FLIGHT_RETRY_AFTER_S",
     "JOB_WAITS_S",
+    "LAST_EXTENSION_WITHIN_S",
     "LAST_ROWS_TAKE_S",
     "LEASE_S",
-    "REFUND_TAKES_S",
+    "LEDGER_CALL_S",
+    "LEDGER_READ_S",
+    "QUEUED_WITHIN_S",
+    "QUEUE_CALL_S",
+    "QUEUE_READ_S",
+    "RATE_WINDOW_S",
+    "REFUNDED_WITHIN_S",
+    "RESERVE_WITHIN_S",
     "RESPONSE_TAKES_S",
+    "SECRETS_READ_S",
+    "STORAGE_CALL_S",
+    "STORAGE_READ_S",
     "VISIBILITY_TIMEOUT_S",
     "WORKER_LEASE_S",
     "WORKER_TIMEOUT_S",
     "Deadline",
 ]
 
-FUNCTION_TIMEOUT_S = 29
+# One call, as the clients bound it: connecting, and one read. No service retries by itself, so a
+# retry starts only if a whole call still fits before the deadline.
+CONNECT_S = 1
+LEDGER_READ_S = 2
+SECRETS_READ_S = 2
+QUEUE_READ_S = 2
+STORAGE_READ_S = 3
+LEDGER_CALL_S = float(CONNECT_S + LEDGER_READ_S)
+STORAGE_CALL_S = float(CONNECT_S + STORAGE_READ_S)
+QUEUE_CALL_S = CONNECT_S + QUEUE_READ_S + 0.5
+
+# A request.
+GATEWAY_TIMEOUT_S = 30
+FUNCTION_TIMEOUT_S = GATEWAY_TIMEOUT_S - 1
 # What returning the response takes once it is decided.
 RESPONSE_TAKES_S = 0.5
+RESERVE_WITHIN_S = 8.0
+# Encode, store, and settle or refund.
 AFTER_MODEL_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
-# One call to DynamoDB that nobody answers. Nothing is tried again that would leave less.
-REFUND_TAKES_S = 3.0
 
+# A job. The worker's lease lasts until the queue's next delivery, and a minute for that worker to
+# extend it.
 WORKER_TIMEOUT_S = 300
 VISIBILITY_TIMEOUT_S = WORKER_TIMEOUT_S + 30
-# Until the queue's next delivery, and a minute for the worker that gets it to take over the lease.
 WORKER_LEASE_S = VISIBILITY_TIMEOUT_S + 60
-# A job that no worker has taken by then is refunded; its message finds that out when it comes. It
-# is long enough for a third delivery after two workers that found no ledger.
+# A job that no worker has begun by then is refunded, and its message finds it so. This leaves room
+# for a third delivery after two workers that could not reach the ledger.
 JOB_WAITS_S = 2 * VISIBILITY_TIMEOUT_S + 240
-# What the reconciler needs at most for the rows that it has begun when it stops taking new ones.
+# A worker that cannot reach the ledger makes room for the next; the queue redelivers the job.
+FIRST_EXTENSION_WITHIN_S = 10.0
+# The customer waits for this extension alone once the job is queued.
+LAST_EXTENSION_WITHIN_S = 4.0
+# The longest from a request's reservation until its job is queued and has the longer lease: the
+# reservation, the sends that fit before a refund, and the extension.
+QUEUED_WITHIN_S = 20
+
+# The reconciler, which runs every minute. The promise leaves it two runs after a request's lease.
+RECONCILER_PERIOD_S = 60
+REFUNDED_WITHIN_S = 3 * RECONCILER_PERIOD_S
+# The longest that it needs for the rows it has begun, once it starts no new ones.
 LAST_ROWS_TAKE_S = 15.0
+
+# The contract.
+RATE_WINDOW_S = 60
+IDEMPOTENCY_TTL_S = 24 * 60 * 60
+IN_FLIGHT_RETRY_AFTER_S = 3
 
 
 class Deadline:
-    """A moment on a monotonic clock by which something must have ended."""
+    """A moment on a monotonic clock by which an operation must have ended."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -5,11 +5,11 @@
     │   ├── InvalidRequest       400   the sentence says what to change
     │   ├── Unauthorized         401   one sentence for every cause
     │   ├── InsufficientCredits  402   carries the balance
-    │   ├── NotFound             404   also for what belongs to somebody else
-    │   ├── GenerationInFlight   409   the same idempotency key is being worked on
+    │   ├── NotFound             404   also for another organisation's generation
+    │   ├── GenerationInFlight   409   a request with this idempotency key is in progress
     │   ├── BodyTooLarge         413
-    │   ├── IdempotencyKeyReused 422   the same key came with another body
-    │   ├── RateLimited          429   the organisation's requests of this minute are used up
+    │   ├── IdempotencyKeyReused 422   the key was used with another body
+    │   ├── RateLimited          429   the organisation used up this minute's requests
     │   └── Busy                 429   no reservation could be made in time; try again
     ├── GenerationFailed         500   after the reservation: the credits go back
     │   ├── ContentRejected            Content policy violation
@@ -20,12 +20,11 @@
     │   ├── JobNotQueued               Image generation is unavailable (asynchronous only)
     │   ├── ModelUnavailable           Image generation is unavailable (an operator must act)
     │   ├── ReservationLost            Image generation timed out (the reconciler refunded it)
-    │   └── UnexpectedFailure          Image generation is unavailable (a fault of ours)
-    └── ServiceUnavailable       500   something of ours did not answer, and nothing was debited
+    │   └── UnexpectedFailure          Image generation is unavailable (a bug in this service)
+    └── ServiceUnavailable       500   a dependency failed before the debit
 
 ``status``, ``code`` (sent as ``X-Error-Code``) and the public texts are the contract. An exception
-of this tree carries nothing that a customer or a log may not see: the cause stays behind it as
-``__cause__``.
+of this tree carries nothing that must not reach a customer or a log: its cause is ``__cause__``.
 """
 
 from typing import ClassVar
@@ -58,18 +57,18 @@ __all__ = [
 
 
 class ServiceError(Exception):
-    """An answer that is not a success: ``status``, ``code``, a JSON body and headers of its own."""
+    """An error response: ``status``, ``code``, a JSON body and headers."""
 
     status: ClassVar[int] = 500
     code: str = "internal_error"
     error: str = "Internal error"
 
     def body(self) -> dict[str, object]:
-        """The JSON body of the answer."""
+        """The JSON body of the response."""
         return {"error": self.error}
 
     def headers(self) -> dict[str, str]:
-        """Headers that this error adds to the answer."""
+        """The headers that this error adds to the response."""
         return {"X-Error-Code": self.code}
 
 
@@ -78,7 +77,7 @@ class RequestRejected(ServiceError):
 
 
 class InvalidRequest(RequestRejected):
-    """The request can't be understood; ``sentence`` tells the customer what to change."""
+    """The request is malformed; ``sentence`` tells the customer what to change."""
 
     status = 400
 
@@ -120,7 +119,7 @@ class InsufficientCredits(RequestRejected):
 
 
 class NotFound(RequestRejected):
-    """No such thing, or it belongs to somebody else."""
+    """It does not exist, or it belongs to another organisation."""
 
     status = 404
     code = "not_found"
@@ -147,7 +146,7 @@ class IdempotencyKeyReused(RequestRejected):
 
 
 class _Later(RequestRejected):
-    """Refused now; worth trying again after ``retry_after_s`` whole seconds."""
+    """Refused for now; the customer may retry after ``retry_after_s`` whole seconds."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(self.code)
@@ -158,7 +157,7 @@ class _Later(RequestRejected):
 
 
 class GenerationInFlight(_Later):
-    """A request with this idempotency key is still being worked on."""
+    """A request with this idempotency key is in progress."""
 
     status = 409
     code = "generation_in_flight"
@@ -166,7 +165,7 @@ class GenerationInFlight(_Later):
 
 
 class RateLimited(_Later):
-    """The organisation used up its requests of this minute."""
+    """The organisation used up this minute's requests."""
 
     status = 429
     code = "rate_limited"
@@ -184,7 +183,7 @@ class RateLimited(_Later):
 
 
 class Busy(_Later):
-    """Too many requests of one organisation met at its account; nothing was debited."""
+    """Too many concurrent requests contended for one account; nothing was debited."""
 
     status = 429
     code = "busy"
@@ -192,12 +191,16 @@ class Busy(_Later):
 
 
 class GenerationFailed(ServiceError):
-    """A failure after the reservation. ``message`` is one of a closed list; the credits go back."""
+    """A failure after the reservation, which is refunded. ``message`` is one of a closed list.
+
+    ``may_be_stored`` says that the image may be in the store, or may still arrive there.
+    """
 
     status = 500
     code = "generation_failed"
     error = "Failed to generate image"
     message: ClassVar[str]
+    may_be_stored: ClassVar[bool] = False
 
     def __init__(self, retry_after_s: int | None = None) -> None:
         super().__init__(self.code)
@@ -221,14 +224,14 @@ class ContentRejected(GenerationFailed):
 
 
 class NoImageReturned(GenerationFailed):
-    """The model answered without a picture that can be used."""
+    """The model's answer holds no usable picture."""
 
     code = "no_image"
     message = "The model returned no image"
 
 
 class ModelTimedOut(GenerationFailed):
-    """No picture before the deadline."""
+    """The model sent no picture by the deadline."""
 
     code = "model_timeout"
     message = "Image generation timed out"
@@ -239,7 +242,7 @@ class ModelTimedOut(GenerationFailed):
 
 
 class ModelOverloaded(GenerationFailed):
-    """The model has no capacity for us now (quota, overload, or a fault of its own)."""
+    """The model has no capacity: a used-up quota, an overload, or a fault of its own."""
 
     code = "model_overloaded"
     message = "The image model is overloaded"
@@ -249,10 +252,11 @@ class ModelOverloaded(GenerationFailed):
 
 
 class StorageFailed(GenerationFailed):
-    """The object store did not take the picture."""
+    """The object store did not confirm the picture."""
 
     code = "storage_failed"
     message = "The image could not be stored"
+    may_be_stored = True
 
 
 class JobNotQueued(GenerationFailed):
@@ -263,28 +267,29 @@ class JobNotQueued(GenerationFailed):
 
 
 class ModelUnavailable(GenerationFailed):
-    """The model refuses us (bad key, no permission, unknown model): an operator must act."""
+    """Google refuses the service's key, model or region: an operator must act."""
 
     code = "model_unavailable"
     message = "Image generation is unavailable"
 
 
 class ReservationLost(GenerationFailed):
-    """The reconciler refunded this generation while it was being worked on; its picture is gone."""
+    """The reconciler refunded the generation before it was settled; its picture is removed."""
 
     code = "reservation_lost"
     message = "Image generation timed out"
 
 
 class UnexpectedFailure(GenerationFailed):
-    """A fault of ours after the debit. It is refunded like any other."""
+    """A bug in this service, met after the debit. It is refunded like any other failure."""
 
     code = "internal_error"
     message = "Image generation is unavailable"
+    may_be_stored = True
 
 
 class ServiceUnavailable(ServiceError):
-    """A service that we need did not answer, and nothing was debited."""
+    """A dependency failed before the debit."""
 
     status = 500
     code = "service_unavailable"
@@ -295,9 +300,9 @@ class ServiceUnavailable(ServiceError):
 
 
 def public_message(code: str) -> str:
-    """What a customer is told of a generation that was refunded with ``code``.
+    """The public message of a generation that was refunded with ``code``.
 
-    The reconciler's own code, and any that a later version may have, count as running out of time.
+    The reconciler's own code, and any code of a later version, count as a timeout.
     """
     known = {failure.code: failure.message for failure in GenerationFailed.__subclasses__()}
     return known.get(code, ModelTimedOut.message)

@@ -1,15 +1,15 @@
 """The use case: reserve -> generate -> encode -> store -> settle, or refund.
 
-What happens to the five credits is decided in the ledger alone, and the ledger decides before the
-store is tidied: an image is only ever deleted after its generation is known to be refunded.
+The ledger alone decides what happens to the 5 credits, and it decides before the store is cleaned
+up: an image is deleted only after its generation is known to be refunded.
 
-    reserve          the debit has committed before the first byte goes to the model
-    fail afterwards  refund; should that fail too, the lease runs out and the reconciler refunds
-    settle refused   the reconciler was here first: delete the image, answer 500
-    settle unheard   the image is stored, so the answer is 200; the reconciler settles
+    reserve           commits before the first byte goes to the model
+    failure after it  refund; if that fails too, the lease expires and the reconciler refunds
+    settle refused    the reconciler refunded first: delete the image, respond with 500
+    settle lost       the image is stored, so respond with 200; the reconciler settles
 
-An asynchronous generation is the same with a queue in the middle: ``accept`` reserves and queues,
-``work`` takes the reservation over and fulfils it. Its row decides, not the message.
+An asynchronous generation has a queue in the middle: ``accept`` reserves and queues, ``work``
+extends the lease and fulfils the reservation. The row decides, not the message.
 """
 
 import contextlib
@@ -19,13 +19,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from lib.deadline import AFTER_MODEL_S, JOB_WAITS_S, LEASE_S, WORKER_LEASE_S, Deadline
+from lib.deadline import (
+    AFTER_MODEL_S,
+    FIRST_EXTENSION_WITHIN_S,
+    JOB_WAITS_S,
+    LAST_EXTENSION_WITHIN_S,
+    LEASE_S,
+    QUEUED_WITHIN_S,
+    STORAGE_CALL_S,
+    WORKER_LEASE_S,
+    Deadline,
+)
 from lib.errors import (
     GenerationFailed,
     JobNotQueued,
     ReservationLost,
     ServiceUnavailable,
-    StorageFailed,
     UnexpectedFailure,
 )
 from lib.jobs import Job, Jobs
@@ -37,28 +46,21 @@ from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.png import to_png
-from lib.picture.storage import CALL_TAKES_S, Images, KeyTaken, StorageUnreachable
+from lib.picture.storage import Images, KeyTaken, StorageUnreachable
 
 __all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
 
-# A worker that finds no ledger makes room for the next; the queue delivers the job again.
-FIRST_EXTENSION_WITHIN_S = 10.0
-# The customer waits for nothing but this any more.
-LAST_EXTENSION_WITHIN_S = 4.0
-# What a request takes at most from its reservation until its job is queued and has a longer lease.
-QUEUED_WITHIN_S = 20
-
 
 class ImageModel(Protocol):
-    """Whatever turns a prompt into the bytes of a picture."""
+    """Turns a prompt into the bytes of a picture."""
 
     def generate(self, prompt: str, ratio: AspectRatio, deadline: Deadline) -> bytes:
-        """The picture, in any format; raises ``GenerationFailed`` by the deadline at the latest."""
+        """The picture, in any format; raises ``GenerationFailed``. Returns by the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A paid image. ``replayed`` when it was paid by an earlier request with the same key."""
+    """A paid image. ``replayed`` if an earlier request with the same key paid for it."""
 
     image_url: str
     duration_ms: int
@@ -67,9 +69,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A paid image that is still to be made; it will be under ``image_url``.
+    """A paid image that is still in progress; it will be at ``image_url``.
 
-    ``replayed`` when an earlier request with the same key paid for it.
+    ``replayed`` if an earlier request with the same key paid for it.
     """
 
     generation_id: str
@@ -78,7 +80,7 @@ class Accepted:
 
 
 class Generations:
-    """Makes images and answers for their credits. ``clock`` gives epoch seconds."""
+    """Makes images and accounts for their credits. ``clock`` gives epoch seconds."""
 
     def __init__(
         self,
@@ -99,15 +101,15 @@ class Generations:
 
     @property
     def takes_jobs(self) -> bool:
-        """Whether there is a queue, so that ``accept`` can be called."""
+        """Whether there is a queue, so that ``accept`` is possible."""
         return self._jobs is not None
 
     def generate(self, order: Order, deadline: Deadline, observation: Observation) -> Finished:
         """One paid image, or the one that the order's idempotency key already paid for.
 
         Raises:
-            RequestRejected, ServiceUnavailable: nothing was debited, or it will be refunded.
-            GenerationFailed: the credits are back, or the reconciler brings them back.
+            RequestRejected, ServiceUnavailable: nothing was debited, or the reconciler refunds it.
+            GenerationFailed: the credits are refunded, or the reconciler refunds them.
         """
         try:
             self._images.prepare()
@@ -121,17 +123,17 @@ class Generations:
     def accept(
         self, order: Order, deadline: Deadline, observation: Observation
     ) -> Accepted | Finished:
-        """Reserves an asynchronous generation and queues it; nobody waits for the model.
+        """Reserves an asynchronous generation and queues it, without waiting for the model.
 
-        The reservation's lease is that of a request until the job is queued, so that it is refunded
-        soon when this process dies before.
+        Until the job is queued the lease is that of a request, so that a reservation whose process
+        dies here is refunded soon.
 
         Returns:
-            A finished one when the order's idempotency key has its image already.
+            ``Finished`` if the order's idempotency key already has its image.
 
         Raises:
-            RequestRejected, ServiceUnavailable: nothing was debited, or it will be refunded.
-            JobNotQueued: the credits are back, or the reconciler brings them back.
+            RequestRejected, ServiceUnavailable: nothing was debited, or the reconciler refunds it.
+            JobNotQueued: the credits are refunded, or the reconciler refunds them.
         """
         try:
             generation = self._reserve(order, deadline, observation)
@@ -151,10 +153,10 @@ class Generations:
         return self._accepted(generation)
 
     def work(self, job: Job, deadline: Deadline, observation: Observation) -> None:
-        """Makes the image of an accepted generation, unless it has ended; harmless to repeat.
+        """Makes the image of an accepted generation, unless it has ended; safe to repeat.
 
         Raises:
-            LedgerUnreachable: before anything was begun; the queue delivers the job again.
+            LedgerUnreachable: before anything was begun; the queue redelivers the job.
         """
         with observation.timed("LedgerMs"):
             generation = self._ledger.extend_lease(
@@ -167,7 +169,7 @@ class Generations:
             observation.count("JobsAlreadyEnded")
             return
         observation.info(
-            "job taken", organisation=generation.organisation, generation=generation.id
+            "job begun", organisation=generation.organisation, generation=generation.id
         )
         with contextlib.suppress(GenerationFailed):
             self.fulfil(generation, deadline, observation)
@@ -175,7 +177,7 @@ class Generations:
     def fulfil(
         self, generation: Generation, deadline: Deadline, observation: Observation
     ) -> Finished:
-        """Makes, stores and settles the image of a reservation that is the caller's.
+        """Makes, stores and settles the image of the caller's reservation.
 
         Raises:
             GenerationFailed
@@ -185,7 +187,7 @@ class Generations:
             self._make_and_store(generation, deadline, observation)
         except GenerationFailed as failure:
             failed = failure
-        except Exception as fault:  # noqa: BLE001 - after the debit, our own bugs are refunded too
+        except Exception as fault:  # noqa: BLE001 - after the debit, a bug is refunded too
             observation.warning("unexpected failure after the reservation", fault)
             failed = UnexpectedFailure()
             failed.__cause__ = fault
@@ -212,14 +214,14 @@ class Generations:
                     deadline.within(LAST_EXTENSION_WITHIN_S),
                 )
         except LedgerUnreachable as fault:
-            # The worker does the same when the job comes to it, which is mostly at once.
+            # The worker extends the lease too, usually within a second.
             observation.warning("the lease of a queued generation stays short", fault)
 
     def _may_not_be_queued(self, generation: Generation) -> bool:
-        """Whether the request that made it seems to have died before it queued the job.
+        """Whether the request that reserved it probably died before it queued the job.
 
-        It has had its time, and the lease is still that of a request. A second message for a job
-        would be harmless, but two workers would pay for two pictures.
+        Its time is over, and the lease is still that of a request. A second message is safe for the
+        credits, but two workers would pay Google for two pictures.
         """
         created_s = generation.created_ms // 1000
         lease_is_short = (generation.due_at or 0) <= created_s + LEASE_S
@@ -255,7 +257,7 @@ class Generations:
             raise lost from fault
         except Exception as fault:  # noqa: BLE001 - the image is stored: the reconciler settles
             observation.count("SettlesLeftToReconciler")
-            observation.warning("settle unheard: left to the reconciler", fault)
+            observation.warning("settle failed: left to the reconciler", fault)
         return self._charged(generation, duration_ms, observation)
 
     def _refund(
@@ -265,9 +267,10 @@ class Generations:
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
-        # Another delivery of a job may be storing its image now, or died before it was settled.
-        in_doubt = generation.asynchronous or isinstance(failure, StorageFailed | UnexpectedFailure)
-        may_be_stored = in_doubt and not isinstance(failure, KeyTaken)
+        # Another delivery of the job may be storing its image, or may have died before settling.
+        may_be_stored = failure.may_be_stored or (
+            generation.asynchronous and not isinstance(failure, KeyTaken)
+        )
         revisit_at = int(self._clock()) + generation.lease_s if may_be_stored else None
         try:
             with observation.timed("LedgerMs"):
@@ -282,7 +285,7 @@ class Generations:
             duration_ms = max(0, round(self._clock() * 1000) - generation.created_ms)
             return self._charged(generation, duration_ms, observation)
         observation.count("Refunds")
-        if may_be_stored and deadline.remaining_s() > CALL_TAKES_S:
+        if may_be_stored and deadline.remaining_s() > STORAGE_CALL_S:
             self._delete(generation, observation)
         _report(failure, generation, observation)
         raise failure from failure.__cause__
@@ -313,11 +316,11 @@ class Generations:
         return Finished(self._images.url(generation.image_key), duration_ms, replayed)
 
     def _delete(self, generation: Generation, observation: Observation) -> None:
-        """Removes the image of a refunded generation; the reconciler comes by once more."""
+        """Removes the image of a refunded generation; the reconciler looks once more later."""
         try:
             self._images.delete(generation.image_key)
         except StorageUnreachable as fault:
-            observation.warning("an image of a refunded generation is left", fault)
+            observation.warning("the image of a refunded generation remains", fault)
 
     def _image_key(self, organisation: str) -> Callable[[int], str]:
         suffix = f"-{secrets.token_urlsafe(16)}" if self._key_suffix else ""

@@ -1,8 +1,7 @@
-"""The queue of accepted generations: what says to a worker that one waits to be made.
+"""The queue of accepted generations, which tells a worker that one is waiting.
 
-A message carries the generation's identity and nothing of what was asked for: the row has that,
-and the row decides. So a message may come twice, late, out of order, or for a generation that has
-ended.
+A message carries the generation's identity and nothing of the request: the row has that, and the
+row decides. So a message may arrive twice, late, out of order, or for a generation that has ended.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lib.clients import error_code, http_status
-from lib.deadline import REFUND_TAKES_S, Deadline
+from lib.deadline import LEDGER_CALL_S, QUEUE_CALL_S, Deadline
 from lib.errors import JobNotQueued
 from lib.keys.format import is_organisation
 from lib.ledger.rows import parse_id
@@ -23,21 +22,19 @@ from lib.ledger.rows import parse_id
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-__all__ = ["CALL_TAKES_S", "Job", "Jobs", "UnreadableJob"]
+__all__ = ["Job", "Jobs", "UnreadableJob"]
 
-# What one call may take at most: the client's timeouts, and a little for what is around it.
-CALL_TAKES_S = 3.5
 MAX_SENDS = 3
 MAX_MESSAGE_CHARACTERS = 1_000
 
 
 class UnreadableJob(Exception):
-    """A message that this service didn't write."""
+    """A message that this service did not write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Which generation waits to be made: an organisation's, by its creation time."""
+    """The identity of a generation that is waiting: its organisation and creation time."""
 
     organisation: str
     created_ms: int
@@ -90,8 +87,8 @@ class Jobs:
         """Queues ``job``, perhaps twice.
 
         Raises:
-            JobNotQueued: nobody can say that it is queued. It may be, so a worker may come across
-                it, and finds a generation that has been refunded.
+            JobNotQueued: no send was confirmed. The message may be in the queue all the same; the
+                worker that receives it finds a refunded generation.
         """
         for tries in range(1, MAX_SENDS + 1):
             try:
@@ -104,7 +101,7 @@ class Jobs:
                 last = fault
             else:
                 return
-            if tries == MAX_SENDS or deadline.remaining_s() < CALL_TAKES_S + REFUND_TAKES_S:
+            if tries == MAX_SENDS or deadline.remaining_s() < QUEUE_CALL_S + LEDGER_CALL_S:
                 raise JobNotQueued from last
             self._sleep(0.1 * tries)
 

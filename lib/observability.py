@@ -1,7 +1,9 @@
-"""What operators see: JSON log lines and CloudWatch metrics in the embedded metric format.
+"""JSON log lines, and CloudWatch metrics in the embedded metric format.
 
-Nothing that a customer wrote and nothing that another service said goes in here: no key, no
-prompt, no message of an exception. A fault is named by its types and the places in our code.
+Neither ever contains what a customer wrote or another service returned: no key, no prompt, no
+exception message. A fault is described by its exception types and source locations.
+
+Source of the format: "Embedded metric format" in CloudWatch's user guide.
 """
 
 import json
@@ -29,22 +31,24 @@ if TYPE_CHECKING:
 __all__ = ["Observation", "Telemetry", "describe_fault"]
 
 _LIBRARIES = ("boto3", "botocore", "urllib3", "httpx2", "httpcore2", "google_genai", "PIL")
+MAX_CAUSES = 6
+MAX_LOCATIONS = 6
 
 
 class Telemetry:
-    """The logger of this process; ``observe`` opens the record of one request."""
+    """The process's logger; ``observe`` starts the observation of one request."""
 
     def __init__(self, settings: "Settings") -> None:
         self._namespace = settings.metrics_namespace
         self._service = settings.service_name
         self._logger = Logger(service=settings.service_name, utc=True)
-        # Libraries write whole requests to the debug log: keys and prompts among them.
+        # At level DEBUG these libraries log whole requests, with keys and prompts.
         for name in _LIBRARIES:
             logging.getLogger(name).setLevel(logging.ERROR)
 
     @contextmanager
     def observe(self, request_id: str) -> Iterator["Observation"]:
-        """The record of one request; its metrics are written when the block ends."""
+        """Observes one request; its metrics are written when the block ends."""
         observation = Observation(self._logger, self._namespace, self._service, request_id)
         try:
             yield observation
@@ -64,36 +68,36 @@ class Observation:
         self._by_code: dict[str, int] = {}
 
     def info(self, message: str, **fields: object) -> None:
-        """Something that is as it should be."""
+        """Logs an expected event. ``fields`` become attributes of the log line."""
         self._logger.info(message, extra={"request_id": self.request_id, **fields}, stacklevel=3)
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
-        """Something that an operator may want to look into."""
-        found = {"fault": describe_fault(fault)} if fault else {}
-        extra = {"request_id": self.request_id, **found, **fields}
+        """Logs an event that an operator may want to investigate, with the types of ``fault``."""
+        described = {"fault": describe_fault(fault)} if fault else {}
+        extra = {"request_id": self.request_id, **described, **fields}
         self._logger.warning(message, extra=extra, stacklevel=3)
 
     def count(self, name: str, value: int = 1) -> None:
-        """Adds ``value`` to the metric ``name``."""
+        """Adds ``value`` to the count metric ``name``."""
         self._metrics.add_metric(name, MetricUnit.Count, value)
 
     def count_failure(self, code: str) -> None:
-        """One failed generation, by its code."""
+        """Counts a failed generation, in total and by its error code."""
         self.count("Failures")
         self._by_code[code] = self._by_code.get(code, 0) + 1
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """The metric ``name`` gets the milliseconds that the block took."""
-        began = time.monotonic()
+        """Records how long the block takes as the metric ``name``, in milliseconds."""
+        started_at = time.monotonic()
         try:
             yield
         finally:
-            elapsed_ms = (time.monotonic() - began) * 1000
+            elapsed_ms = (time.monotonic() - started_at) * 1000
             self._metrics.add_metric(name, MetricUnit.Milliseconds, round(elapsed_ms, 1))
 
     def flush(self) -> None:
-        """Writes the metrics gathered so far to standard output, where Lambda picks them up."""
+        """Writes the pending metrics to standard output, from where Lambda ships them."""
         if self._metrics.metric_set:
             self._write(self._metrics)
             self._metrics = self._new_metrics()
@@ -115,15 +119,21 @@ class Observation:
 
 
 def describe_fault(fault: BaseException) -> list[str]:
-    """An exception and its causes: types, AWS's error codes, lines of code; nobody's words."""
-    parts = []
+    """Describes an exception and its causes, outermost first, without their messages.
+
+    Each entry has the exception's type, AWS's error code if it has one, and up to six source
+    locations, innermost first. There are at most six entries.
+    """
+    descriptions = []
     cause: BaseException | None = fault
     while cause is not None:
         frames = traceback.extract_tb(cause.__traceback__)
-        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-6:]]
+        locations = [
+            f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-MAX_LOCATIONS:]
+        ]
         name = type(cause).__name__
         if isinstance(cause, ClientError):
             name += f" {error_code(cause)}"
-        parts.append(f"{name} at {' < '.join(reversed(places))}")
+        descriptions.append(f"{name} at {' < '.join(reversed(locations))}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return parts[:6]
+    return descriptions[:MAX_CAUSES]

@@ -1,7 +1,7 @@
-"""The environment, read once into one frozen object; nothing else of ours reads it.
+"""Settings from environment variables; no other module of the service reads the environment.
 
-The SDKs' own variables (``AWS_ENDPOINT_URL_DYNAMODB``, ``GOOGLE_GEMINI_BASE_URL``,
-``POWERTOOLS_LOG_LEVEL`` and the like) stay the SDKs' business.
+The SDKs read variables of their own, such as ``AWS_ENDPOINT_URL_DYNAMODB``,
+``GOOGLE_GEMINI_BASE_URL`` and ``POWERTOOLS_LOG_LEVEL``.
 """
 
 import os
@@ -17,12 +17,12 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
 class MissingSettingError(Exception):
-    """A variable that the function can't do without is not set: a fault of the deployment."""
+    """A required environment variable is not set: the deployment is misconfigured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an operator configures. ``template.yaml`` sets every one of these."""
+    """The service's configuration, all of which ``template.yaml`` sets."""
 
     credits_table: str
     image_bucket: str
@@ -40,10 +40,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Reads the variables of DESIGN's settings table.
+        """Reads the settings from ``environment``; an empty variable counts as absent.
 
         Raises:
-            MissingSettingError: a required one is absent or empty.
+            MissingSettingError: a required variable is absent.
         """
 
         def required(name: str) -> str:
@@ -66,7 +66,7 @@ class Settings:
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
-            # boto3 reads AWS_DEFAULT_REGION alone; Lambda and everybody else set AWS_REGION.
+            # Lambda sets AWS_REGION, but boto3 reads AWS_DEFAULT_REGION only.
             aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,
             metrics_namespace=optional("POWERTOOLS_METRICS_NAMESPACE") or DEFAULT_NAMESPACE,
@@ -74,8 +74,8 @@ class Settings:
 
 
 def initialization_type(environment: Mapping[str, str] = os.environ) -> str | None:
-    """How Lambda starts this process, such as ``on-demand`` or ``snap-start``; None elsewhere.
+    """How Lambda initializes this process, such as ``snap-start``; None outside Lambda.
 
-    https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
+    Source: https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
     """
     return environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") or None

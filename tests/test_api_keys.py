@@ -553,7 +553,7 @@ def test_an_unreadable_secret_is_an_operators_fault_and_its_content_stays_inside
     with pytest.raises(ServiceUnavailable) as unavailable:
         world.door.organisation_of(bearer(new_key("acme")))
 
-    assert caplog.messages == ["the secret with the keys of acme can't be read"]
+    assert caplog.messages == ["the secret with the keys of acme is malformed"]
     assert "pasted" not in f"{unavailable.value!r} {unavailable.value.__cause__!r} {caplog.text}"
 
 
@@ -589,7 +589,7 @@ def test_a_bad_record_opens_nothing_and_leaves_its_neighbours_alone(
 
     assert world.opens(good)
     assert not world.opens(bad)
-    assert set(caplog.messages) == {"record 2 of the keys of acme can't be read"}
+    assert set(caplog.messages) == {"record 2 of the keys of acme is invalid"}
 
     world.ring.issue("acme")
     assert world.stored()[:2] == stored
@@ -1054,7 +1054,7 @@ def test_a_change_that_is_overwritten_every_time_is_given_up_with_advice(world: 
     before = world.text()
     world.ring_calls.after["put_secret_value"] = lambda: world.put(before)
 
-    with pytest.raises(EditLost, match="somebody else is changing them"):
+    with pytest.raises(EditLost, match="another operator is changing them"):
         world.ring.revoke("acme", issued.id)
     assert world.ring_calls.calls["put_secret_value"] == 4
     assert 0 < sum(world.pauses) < 5
@@ -1153,5 +1153,5 @@ def test_a_secret_without_a_value_is_told(world: World) -> None:
     world.client.create_secret(Name=world.prefix + "acme")
 
     assert not world.opens(new_key("acme"))
-    with pytest.raises(EditLost, match="made without a value"):
+    with pytest.raises(EditLost, match="created without a value"):
         world.ring.issue("acme")

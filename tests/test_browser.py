@@ -186,7 +186,7 @@ def test_a_refused_prompt_is_explained_and_the_refund_is_said(visitor: Visitor) 
 
     said = visitor.told("bad")
     assert "Content policy violation" in said
-    assert "The credits are back" in said
+    assert "Your credits are refunded" in said
     visitor.ask("A hut", key)
     assert "95 credits left" in visitor.told("good")
 
@@ -202,7 +202,7 @@ def test_an_empty_account_hears_what_is_missing(visitor: Visitor) -> None:
 def test_a_wrong_key_is_told_apart_from_everything_else(visitor: Visitor) -> None:
     visitor.ask("A hut", "gg_nobody_not-a-key")
 
-    assert "This key doesn't open the door" in visitor.told("bad")
+    assert "This API key is not valid" in visitor.told("bad")
 
 
 def test_without_a_key_nothing_is_sent_and_the_field_is_shown(visitor: Visitor) -> None:

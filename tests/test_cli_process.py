@@ -346,7 +346,7 @@ UNDECIDED = (
     "which is harmless"
 )
 UNHEARD = (
-    "Secrets Manager did not do it (EndpointConnectionError); list the keys before you try again, "
+    "Secrets Manager failed (EndpointConnectionError); list the keys before you try again, "
     "because the change may have been made"
 )
 UNANSWERED = (

@@ -20,12 +20,12 @@ from lib.deadline import (
     FUNCTION_TIMEOUT_S,
     JOB_WAITS_S,
     LAST_ROWS_TAKE_S,
+    RESERVE_WITHIN_S,
     RESPONSE_TAKES_S,
     WORKER_TIMEOUT_S,
 )
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.keys.verification import CACHE_S
-from lib.ledger.ledger import RESERVE_WITHIN_S
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.reconciliation import ROWS_IN_PARALLEL
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, DUE_SHARDS

@@ -17,9 +17,8 @@ from infra.cli import main as operator_command
 from infra.docs.markdown import Markdown
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
-from lib.deadline import JOB_WAITS_S, LEASE_S, WORKER_LEASE_S
+from lib.deadline import JOB_WAITS_S, LEASE_S, REFUNDED_WITHIN_S, WORKER_LEASE_S
 from lib.keys.verification import CACHE_S
-from lib.ledger.audit import REFUNDED_WITHIN_S
 from lib.settings import DEFAULT_MODEL
 from tests.guides import Agreeing, ShellCommand, shell_commands
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra.local.stack import LocalStack
-from lib.http.contract import openapi
+from lib.http.openapi import openapi
 from lib.picture.aspect_ratio import AspectRatio
 
 RUN_S = 60

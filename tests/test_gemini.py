@@ -35,7 +35,7 @@ from lib.errors import (
 )
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.gemini import Gemini
-from lib.picture.transport import MAX_ANSWER_BYTES
+from lib.picture.transport import MAX_RESPONSE_BYTES
 
 MODEL = "gemini-3.1-flash-lite-image"
 KEY = "AIza-distinctive-key-of-the-operator"
@@ -426,7 +426,7 @@ def test_an_answer_may_be_large_but_not_too_large(
     make: Make, google: GeminiStandIn, bytes_over: int, kind: type[GenerationFailed] | type[bytes]
 ) -> None:
     answer = answer_of(picture_part(b"a picture")).body
-    google.answer_with(always(Answer(200, answer.ljust(MAX_ANSWER_BYTES + bytes_over))))
+    google.answer_with(always(Answer(200, answer.ljust(MAX_RESPONSE_BYTES + bytes_over))))
 
     if issubclass(kind, GenerationFailed):
         with pytest.raises(kind):

@@ -13,7 +13,8 @@ from openapi_spec_validator import validate
 from infra.local.stack import LocalStack
 from infra.template import Template
 from lib import errors
-from lib.http.contract import OPERATIONS, openapi
+from lib.http.contract import OPERATIONS
+from lib.http.openapi import openapi
 
 GENERATE = "/api/v1/models/gemini/generate"
 

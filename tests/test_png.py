@@ -14,7 +14,8 @@ from PIL import Image, ImageFile
 from infra.bench.png_encoders import measure
 from lib.errors import NoImageReturned
 from lib.picture.aspect_ratio import AspectRatio
-from lib.picture.png import MAX_IMAGE_BYTES, encode_png, is_whole_png, to_png
+from lib.picture.check import MAX_IMAGE_BYTES, is_whole_png
+from lib.picture.png import encode_png, to_png
 from tests.pictures import (
     as_jpeg,
     as_png,

@@ -21,13 +21,18 @@ from infra.cli import main as operator_command
 from infra.docs.api import JOB_REFUNDED_WITHIN_MIN
 from infra.docs.markdown import Fence, Markdown
 from infra.template import PROJECT_ROOT, Template
-from lib.deadline import FUNCTION_TIMEOUT_S, JOB_WAITS_S, LEASE_S, WORKER_LEASE_S
+from lib.deadline import (
+    FUNCTION_TIMEOUT_S,
+    IDEMPOTENCY_TTL_S,
+    JOB_WAITS_S,
+    LEASE_S,
+    REFUNDED_WITHIN_S,
+    WORKER_LEASE_S,
+)
 from lib.http.contract import OPERATIONS
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.keys.verification import CACHE_S
-from lib.ledger.audit import REFUNDED_WITHIN_S
 from lib.ledger.order import CREDITS_PER_IMAGE
-from lib.ledger.reservation import IDEMPOTENCY_TTL_S
 from lib.settings import DEFAULT_MODEL
 from tests.guides import Agreeing
 

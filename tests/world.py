@@ -32,7 +32,7 @@ from lib.ledger.rows import Account, Generation, Grant, Item, Status, account_ke
 from lib.ledger.table import LedgerUnreachable, Table
 from lib.observability import Observation, Telemetry
 from lib.picture.aspect_ratio import AspectRatio
-from lib.picture.png import is_whole_png
+from lib.picture.check import is_whole_png
 from lib.picture.storage import Images
 from lib.settings import Settings
 from tests.engines import Engine

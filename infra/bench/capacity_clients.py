@@ -12,8 +12,7 @@ from infra.bench.capacity_parts import Account, Clock, Database, Process, Tally,
 from infra.bench.capacity_terms import Limit, Limits, Outcome
 from infra.bench.meters import percentile
 from infra.bench.points import Point
-from lib.deadline import FUNCTION_TIMEOUT_S
-from lib.ledger.ledger import RESERVE_WITHIN_S
+from lib.deadline import FUNCTION_TIMEOUT_S, RESERVE_WITHIN_S
 
 __all__ = ["Machine", "closed_loop"]
 

@@ -31,8 +31,13 @@ from infra.bench.capacity_terms import (
     Result,
 )
 from infra.bench.meters import percentile
-from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, LEASE_S, RESPONSE_TAKES_S
-from lib.ledger.ledger import RESERVE_WITHIN_S
+from lib.deadline import (
+    AFTER_MODEL_S,
+    FUNCTION_TIMEOUT_S,
+    LEASE_S,
+    RESERVE_WITHIN_S,
+    RESPONSE_TAKES_S,
+)
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.picture.gemini import RETRY_JITTER_S, RETRY_NEEDS_S
 

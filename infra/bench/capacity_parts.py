@@ -12,8 +12,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from infra.bench.capacity_terms import Limit, Limits, Outcome
-from lib.ledger.reservation import RATE_WINDOW_S
-from lib.ledger.table import CALL_TAKES_S, MAX_TRIES, longest_pause_s
+from lib.deadline import LEDGER_CALL_S as CALL_TAKES_S
+from lib.deadline import MAX_TRIES, RATE_WINDOW_S, longest_pause_s
+from lib.ledger.table import MAX_TRIES, longest_pause_s
 
 __all__ = [
     "Account",

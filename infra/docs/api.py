@@ -1,6 +1,6 @@
 """``python -m infra.docs.api``: writes ``infra/docs/API.md`` from the service's OpenAPI document.
 
-Fields, statuses, headers and sentences come from ``lib.http.contract``, figures from the constants
+Fields, statuses, headers and sentences come from ``lib/http``, figures from the constants
 that the service enforces. Only what an OpenAPI document has no place for is written here.
 """
 
@@ -11,8 +11,13 @@ from typing import Any
 
 from infra.docs.markdown import table
 from infra.template import PROJECT_ROOT
-from lib.deadline import FUNCTION_TIMEOUT_S, JOB_WAITS_S, WORKER_TIMEOUT_S
-from lib.http.contract import openapi
+from lib.deadline import (
+    FUNCTION_TIMEOUT_S,
+    IDEMPOTENCY_TTL_S,
+    JOB_WAITS_S,
+    REFUNDED_WITHIN_S,
+    WORKER_TIMEOUT_S,
+)
 from lib.http.models import (
     DEFAULT_PAGE,
     MAX_BODY_BYTES,
@@ -20,9 +25,8 @@ from lib.http.models import (
     MAX_PAGE,
     MAX_PROMPT_CHARACTERS,
 )
-from lib.ledger.audit import REFUNDED_WITHIN_S
+from lib.http.openapi import openapi
 from lib.ledger.order import CREDITS_PER_IMAGE
-from lib.ledger.reservation import IDEMPOTENCY_TTL_S
 from lib.ledger.rows import DEFAULT_RATE_LIMIT
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -138,7 +142,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    yield "<!-- Made by `python -m infra.docs.api`; change lib/http/contract.py instead. -->"
+    yield "<!-- Made by `python -m infra.docs.api`; change lib/http instead. -->"
     yield f"# {document['info']['title']}: API reference"
     yield f"Version {document['info']['version']}. {document['info']['summary']}."
     yield (

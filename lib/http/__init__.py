@@ -1,1 +1,1 @@
-"""The HTTP contract: requests, responses, OpenAPI and the docs page."""
+"""HTTP: request parsing, response bodies, the contract, its OpenAPI document and docs page."""

@@ -1,9 +1,9 @@
-"""What customers send and receive, and the price; ``lib.http.request`` reads what they send whole.
+"""Response bodies, and the parsing of headers and query strings.
 
-The strings and figures are the product reference's. Field names are the wire's, in camelCase.
+Strings and figures come from the product reference. Fields have their JSON names, in camelCase.
 
-Bodies of answers are plain dataclasses: pydantic guards what comes in, and a function that reads no
-body starts without loading it.
+Response bodies are plain dataclasses, not pydantic models, so that a function that parses no
+request body starts without loading pydantic. ``lib.http.request`` parses request bodies.
 """
 
 import base64
@@ -26,9 +26,10 @@ __all__ = [
     "CreditsResponse",
     "ErrorResponse",
     "FailureResponse",
-    "Field",
+    "FieldSpec",
     "GenerateResponse",
     "GenerationResponse",
+    "HealthResponse",
     "HistoryRequest",
     "HistoryResponse",
     "InsufficientCreditsResponse",
@@ -46,64 +47,68 @@ MAX_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """The description and limits of a response field, which OpenAPI shows beside its type."""
+class FieldSpec:
+    """Description and limits of a response field, which the OpenAPI document shows with its type.
+
+    ``minimum`` is inclusive.
+    """
 
     description: str
     minimum: int | None = None
-    below: int | None = None
+    exclusive_maximum: int | None = None
 
     def __get_pydantic_json_schema__(
         self, core_schema: Any, schema_of: Callable[[Any], dict[str, Any]]
     ) -> dict[str, Any]:
-        limits = {"minimum": self.minimum, "exclusiveMaximum": self.below}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        return schema_of(core_schema) | {"description": self.description} | given
+        limits = {"minimum": self.minimum, "exclusiveMaximum": self.exclusive_maximum}
+        present = {name: limit for name, limit in limits.items() if limit is not None}
+        return schema_of(core_schema) | {"description": self.description} | present
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateResponse:
     """The body of a 200: exactly these four fields."""
 
-    imageUrl: Annotated[str, Field("Where the PNG is, for everybody who knows it")]
-    mimeType: Annotated[Literal["image/png"], Field("What the URL gives")] = PNG_MIME_TYPE
-    creditsCharged: Annotated[Literal[5], Field("What the image cost")] = CREDITS_PER_IMAGE
+    imageUrl: Annotated[str, FieldSpec("Public URL of the PNG; anyone who has it can open it")]
+    mimeType: Annotated[Literal["image/png"], FieldSpec("MIME type of the image")] = PNG_MIME_TYPE
+    creditsCharged: Annotated[Literal[5], FieldSpec("Credits charged")] = CREDITS_PER_IMAGE
     durationMs: Annotated[
-        int, Field("Milliseconds that drawing, encoding and storing took", minimum=0)
+        int, FieldSpec("Milliseconds taken to generate, encode and store the image", minimum=0)
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedResponse:
-    """The body of a 202: the image will be under the URL."""
+    """The body of a 202: the generation is queued."""
 
-    id: Annotated[str, Field("Identity of the generation")]
-    status: Annotated[Literal["reserved"], Field("Paid, and not made yet")] = "reserved"
-    imageUrl: Annotated[str, Field("Public URL that the image will have")]
+    id: Annotated[str, FieldSpec("Id of the generation")]
+    status: Annotated[Literal["reserved"], FieldSpec("In progress: credits are held")] = "reserved"
+    imageUrl: Annotated[str, FieldSpec("Final URL of the PNG; available once settled")]
     creditsCharged: Annotated[
-        Literal[5], Field("What the image costs; refunded if none comes of it")
+        Literal[5], FieldSpec("Credits held; refunded if the generation fails")
     ] = CREDITS_PER_IMAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResponse:
-    """The body of ``GET /api/v1/generations/{id}``: fields that don't apply are left out."""
+    """The body of ``GET /api/v1/generations/{id}``; fields that do not apply are omitted."""
 
-    id: Annotated[str, Field("Identity of the generation")]
+    id: Annotated[str, FieldSpec("Id of the generation")]
     status: Annotated[
         Literal["reserved", "settled", "refunded"],
-        Field("`reserved` at first, then `settled` or `refunded` for good"),
+        FieldSpec("`reserved` (in progress), `settled` (succeeded) or `refunded` (failed)"),
     ]
-    createdAt: Annotated[str, Field("When it was asked for: ISO 8601, UTC")]
-    prompt: Annotated[str, Field("What was asked for")]
-    aspectRatio: Annotated[str, Field("The shape that was asked for")]
-    imageUrl: Annotated[str | None, Field("When settled: where the PNG is")] = None
-    creditsCharged: Annotated[Literal[5] | None, Field("When settled: what it cost")] = None
+    createdAt: Annotated[str, FieldSpec("When the request was accepted: ISO 8601, UTC")]
+    prompt: Annotated[str, FieldSpec("The prompt of the request")]
+    aspectRatio: Annotated[str, FieldSpec("The aspect ratio of the request")]
+    imageUrl: Annotated[str | None, FieldSpec("If settled: public URL of the PNG")] = None
+    creditsCharged: Annotated[Literal[5] | None, FieldSpec("If settled: credits charged")] = None
     durationMs: Annotated[
-        int | None, Field("When settled: milliseconds that drawing and storing took")
+        int | None,
+        FieldSpec("If settled: milliseconds taken to generate, encode and store the PNG"),
     ] = None
-    message: Annotated[str | None, Field("When refunded: why, in public words")] = None
-    creditsRefunded: Annotated[Literal[5] | None, Field("When refunded: what came back")] = None
+    message: Annotated[str | None, FieldSpec("If refunded: why the generation failed")] = None
+    creditsRefunded: Annotated[Literal[5] | None, FieldSpec("If refunded: credits returned")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +116,14 @@ class HistoryResponse:
     """The body of ``GET /api/v1/generations``, newest first."""
 
     generations: list[GenerationResponse]
-    nextCursor: Annotated[str | None, Field("Where the next page begins; null on the last")]
+    nextCursor: Annotated[str | None, FieldSpec("`cursor` of the next page; null on the last")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorResponse:
-    """The body of most refusals."""
+    """The body of most rejections."""
 
-    error: Annotated[str, Field("One sentence; the header X-Error-Code is for programs")]
+    error: Annotated[str, FieldSpec("A sentence for people; programs read the X-Error-Code header")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,68 +132,80 @@ class InsufficientCreditsResponse:
 
     error: Literal["Insufficient credits"]
     creditsRequired: Literal[5]
-    creditsRemaining: Annotated[int, Field("The organisation's balance", minimum=0, below=5)]
+    creditsRemaining: Annotated[
+        int, FieldSpec("The organisation's balance", minimum=0, exclusive_maximum=5)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureResponse:
-    """The body of a 500: nothing was charged, or it was refunded."""
+    """The body of a 500."""
 
     error: Literal["Failed to generate image"]
-    message: Annotated[str, Field("Why, out of a closed list")]
-    hint: Annotated[str | None, Field("What to do about it")] = None
+    message: Annotated[str, FieldSpec("Why it failed: one of a fixed list")]
+    hint: Annotated[str | None, FieldSpec("What to do next")] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditsResponse:
     """The body of ``GET /api/v1/billing/credits``."""
 
-    credits: Annotated[int, Field("The organisation's balance", minimum=0)]
-    creditsPerImage: Annotated[Literal[5], Field("The price")] = CREDITS_PER_IMAGE
+    credits: Annotated[int, FieldSpec("The organisation's credit balance", minimum=0)]
+    creditsPerImage: Annotated[Literal[5], FieldSpec("The price of one image")] = CREDITS_PER_IMAGE
+
+
+@dataclass(frozen=True, slots=True)
+class HealthResponse:
+    """The body of ``GET /healthz``."""
+
+    status: Annotated[Literal["ok"], FieldSpec("Always `ok`")]
 
 
 def as_body(
-    answer: GenerateResponse
+    response: GenerateResponse
     | AcceptedResponse
     | GenerationResponse
     | HistoryResponse
     | CreditsResponse,
 ) -> dict[str, object]:
-    """The JSON of a success, without the fields that don't apply."""
-    return asdict(answer, dict_factory=_applying)
+    """The JSON object of a successful response, without its null fields."""
+    return asdict(response, dict_factory=_without_nulls)
 
 
-def _applying(fields: list[tuple[str, object]]) -> dict[str, object]:
+def _without_nulls(fields: list[tuple[str, object]]) -> dict[str, object]:
     return {name: value for name, value in fields if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryRequest:
-    """Which part of the history is asked for: ``limit`` generations, older than ``before_ms``."""
+    """One page of the history: at most ``limit`` generations, created before ``before_ms``.
+
+    ``before_ms`` is in epoch milliseconds; None starts with the newest.
+    """
 
     limit: int
     before_ms: int | None
 
 
 def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
-    """The query of ``GET /api/v1/generations``; unknown parameters are ignored.
+    """Parses the query string of ``GET /api/v1/generations``; unknown parameters are ignored.
 
     Raises:
-        InvalidRequest: with one sentence that says what to change.
+        InvalidRequest: ``limit`` or ``cursor`` is invalid.
     """
     limit = parameters.get("limit", str(DEFAULT_PAGE))
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_PAGE:
         sentence = f"Invalid limit: use a whole number from 1 to {MAX_PAGE}"
         raise InvalidRequest("invalid_limit", sentence)
     cursor = parameters.get("cursor")
-    return HistoryRequest(int(limit), None if cursor is None else _before_ms(cursor))
+    return HistoryRequest(int(limit), None if cursor is None else _cursor_ms(cursor))
 
 
 def parse_idempotency_key(key: str | None) -> str | None:
-    """The value of the header ``Idempotency-Key``, if there is one.
+    """Validates the value of the ``Idempotency-Key`` header; None if the header is absent.
 
     Raises:
-        InvalidRequest: it is empty, too long, or holds more than printable ASCII.
+        InvalidRequest: it is not 1 to ``MAX_IDEMPOTENCY_KEY_CHARACTERS`` of printable ASCII.
     """
     if key is None:
         return None
@@ -203,15 +220,21 @@ def parse_idempotency_key(key: str | None) -> str | None:
 
 
 def cursor_before(created_ms: int) -> str:
-    """The cursor of the page that follows a page whose last generation is ``created_ms``.
+    """The cursor of the page after one that ends with the generation of ``created_ms``.
 
-    It is a time and nothing else: whose generations are read is said by the API key alone.
+    A cursor encodes a time in epoch milliseconds and nothing else: the API key alone decides whose
+    generations a request can read.
     """
     return base64.urlsafe_b64encode(f"before:{created_ms:013d}".encode()).decode().rstrip("=")
 
 
-def _before_ms(cursor: str) -> int:
-    sentence = "Invalid cursor: use the nextCursor of an earlier answer as it is"
+def _cursor_ms(cursor: str) -> int:
+    """The time in ``cursor``, in epoch milliseconds.
+
+    Raises:
+        InvalidRequest: ``cursor_before`` did not make it.
+    """
+    sentence = "Invalid cursor: use the nextCursor of an earlier response unchanged"
     if not re.fullmatch(r"[A-Za-z0-9_-]{27}", cursor):
         raise InvalidRequest("invalid_cursor", sentence)
     found = re.fullmatch(rb"before:([0-9]{13})", base64.urlsafe_b64decode(cursor + "="))

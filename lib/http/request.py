@@ -1,10 +1,10 @@
-"""The body of a request for an image: bytes in; a prompt and a ratio, or a refusal, out."""
+"""Parses the body of a generate request: bytes in; a valid prompt and aspect ratio out."""
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from lib.errors import BodyTooLarge, InvalidRequest
-from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
+from lib.errors import InvalidRequest
+from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["GenerateRequest", "parse_generate_request"]
@@ -18,24 +18,23 @@ class GenerateRequest(BaseModel):
     prompt: str = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
-        description="What the picture shows, in words",
-        # A blank prompt is refused like an empty one.
+        description="Description of the image, in plain language",
+        # A blank prompt is rejected like an empty one.
         json_schema_extra={"pattern": r"\S"},
     )
-    aspectRatio: AspectRatio = Field(  # noqa: N815 - the wire's name
-        default=AspectRatio.SQUARE, description="Width to height of the picture"
+    aspectRatio: AspectRatio = Field(  # noqa: N815 - the name of the JSON field
+        default=AspectRatio.SQUARE, description="Aspect ratio of the image, width to height"
     )
 
 
 def parse_generate_request(body: bytes) -> GenerateRequest:
-    """The request in ``body``, UTF-8 JSON of at most ``MAX_BODY_BYTES``.
+    """The request in ``body``, which is UTF-8 JSON.
+
+    The caller bounds the body's size: ``handlers.http.body_of`` does.
 
     Raises:
-        BodyTooLarge: before anything is parsed.
-        InvalidRequest: with one sentence that says what to change.
+        InvalidRequest: with one sentence that tells the customer what to change.
     """
-    if len(body) > MAX_BODY_BYTES:
-        raise BodyTooLarge(MAX_BODY_BYTES)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as fault:
@@ -46,10 +45,15 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
         raise InvalidRequest("invalid_json", "The request body must be valid JSON") from fault
     if not isinstance(fields, dict):
         raise InvalidRequest("invalid_json", "The request body must be a JSON object")
-    return _request_of(fields)
+    return _validated(fields)
 
 
-def _request_of(fields: dict[str, object]) -> GenerateRequest:
+def _validated(fields: dict[str, object]) -> GenerateRequest:
+    """The request in a JSON object. A null field counts as missing.
+
+    Raises:
+        InvalidRequest: as above.
+    """
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")

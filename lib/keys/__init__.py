@@ -1,1 +1,1 @@
-"""API keys: their format, their stored hashes, verification, and the operator's key ring."""
+"""API keys: format, stored records, verification of a request, and the operator's key ring."""

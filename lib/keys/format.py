@@ -1,7 +1,7 @@
 """The format of an API key.
 
-A key is ``gg_<organisation>_<43 base62 characters><6 base62 characters of CRC-32>``: secret
-scanners recognise it, it holds 256 random bits, and a mistyped one is refused without a look-up.
+A key is ``gg_<organisation>_<43 base62 characters><6 base62 characters of CRC-32>``. It has 256
+random bits, secret scanners can recognise it, and a mistyped key is rejected without a lookup.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ _CHECKSUM_DIGITS = 6
 _MAX_KEY_CHARACTERS = len("gg_") + 63 + len("_") + _RANDOM_DIGITS + _CHECKSUM_DIGITS
 
 _ORGANISATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-# An organisation may contain underscores; the lengths after it are fixed, so there is one reading.
+# An organisation may contain underscores; what follows it has a fixed length, so parsing is exact.
 _KEY = re.compile(r"gg_(?P<organisation>[a-z0-9][a-z0-9_-]{0,62})_[0-9A-Za-z]{49}")
 
 
 def new_key(organisation: str) -> str:
-    """A new key of ``organisation`` with 256 bits from the operating system.
+    """A new key for ``organisation``, with 256 bits from the operating system's generator.
 
     Raises:
         ValueError: ``organisation`` is not a valid name.
@@ -36,9 +36,9 @@ def new_key(organisation: str) -> str:
 
 
 def parse_key(text: str) -> str | None:
-    """The organisation that ``text`` claims to be a key of; None if its shape or checksum is wrong.
+    """The organisation named in the key ``text``; None if its format or checksum is wrong.
 
-    Decided offline: a key that passes may still be unknown.
+    This is an offline check: a well-formed key may still be unknown, revoked or expired.
     """
     if len(text) > _MAX_KEY_CHARACTERS:
         return None
@@ -50,19 +50,20 @@ def parse_key(text: str) -> str | None:
 
 
 def is_organisation(text: str) -> bool:
-    """Whether ``text`` can name an organisation: 1-63 of ``a-z 0-9 _ -``, a letter or digit first.
+    """Whether ``text`` is a valid organisation name: 1-63 of ``a-z 0-9 _ -``, alphanumeric first.
 
-    It is part of keys, of secret names and of image addresses, hence so few characters.
+    The name is part of API keys, secret names and image URLs, hence the small alphabet.
     """
     return _ORGANISATION.fullmatch(text) is not None
 
 
 def _checksum(body: str) -> str:
+    """The CRC-32 of ``body`` in base62."""
     return _base62(zlib.crc32(body.encode("utf-8")), _CHECKSUM_DIGITS)
 
 
 def _base62(number: int, width: int) -> str:
-    """``number`` in ``width`` digits, the most significant first, padded with ``0``."""
+    """``number`` in base62, most significant digit first, zero-padded to ``width`` digits."""
     digits = []
     for _ in range(width):
         number, digit = divmod(number, len(ALPHABET))
@@ -71,8 +72,8 @@ def _base62(number: int, width: int) -> str:
 
 
 def fingerprint(key: str) -> str:
-    """What is stored of a key: its SHA-256, 64 hex digits.
+    """The form in which a key is stored: its SHA-256, as 64 hex digits.
 
-    A fast hash is enough: 256 random bits cannot be guessed.
+    A fast hash is enough, because 256 random bits cannot be guessed.
     """
     return hashlib.sha256(key.encode("utf-8")).hexdigest()

@@ -19,12 +19,12 @@ from lib.keys.records import (
     KeyRecord,
     StoredKey,
     UnreadableSecret,
-    current_value,
-    document_of,
-    readable,
-    record_of,
-    text_of,
-    warn_of_unreadable,
+    format_time,
+    log_invalid_records,
+    parse_record,
+    parse_secret,
+    read_secret_value,
+    valid_records,
 )
 from lib.keys.verification import CACHE_S
 
@@ -49,36 +49,36 @@ __all__ = [
 ]
 
 MAX_LIVE_KEYS = 5
-# A record takes about 230 bytes, so 100 of them stay far below the 64 KiB that a secret may hold.
+# A record takes about 230 bytes; a secret may hold 64 KiB. Source: "Secrets Manager quotas".
 MAX_RECORDS = 100
 MIN_GRACE = timedelta(seconds=CACHE_S)
 MAX_GRACE = timedelta(days=90)
 
-_DEAD_KEPT = timedelta(days=90)
+_DEAD_KEPT_FOR = timedelta(days=90)
 _PAUSES_AFTER_WRITES_S = (0.0, 0.2, 0.5, 1.0)
 _ID_DIGITS = 12
 
 
 class KeyRingError(Exception):
-    """What an operator asked for was not done; the text says why and what to do next.
+    """The operation failed; the message tells the operator why and what to do next.
 
     KeyRingError
     ├── InvalidArgument        the organisation's name, the expiry or the grace period
     ├── UnknownOrganisation
     ├── UnknownKey
     ├── TooManyLiveKeys
-    ├── SecretUnusable         it holds something else, or is marked for deletion
-    ├── SecretsManagerFailed   it refused, or did not answer
-    └── EditLost               somebody else kept writing the same secret
+    ├── SecretUnusable         it does not hold keys, or is scheduled for deletion
+    ├── SecretsManagerFailed   it returned an error, or did not respond
+    └── EditLost               another operator kept overwriting the change
     """
 
 
 class InvalidArgument(KeyRingError):
-    """The organisation's name, the expiry or the grace period can't be."""
+    """The organisation's name, the expiry or the grace period is invalid."""
 
 
 class UnknownOrganisation(KeyRingError):
-    """There is no secret for this organisation."""
+    """The organisation has no secret."""
 
 
 class UnknownKey(KeyRingError):
@@ -86,24 +86,24 @@ class UnknownKey(KeyRingError):
 
 
 class TooManyLiveKeys(KeyRingError):
-    """The organisation has as many live keys as it may have."""
+    """The organisation has ``MAX_LIVE_KEYS`` live keys already."""
 
 
 class SecretUnusable(KeyRingError):
-    """The secret holds something else than keys, or is marked for deletion."""
+    """The secret does not hold keys, or is scheduled for deletion."""
 
 
 class SecretsManagerFailed(KeyRingError):
-    """Secrets Manager refused, or did not answer."""
+    """Secrets Manager returned an error, or did not respond."""
 
 
 class EditLost(KeyRingError):
-    """The change was written and was gone when read back, several times over."""
+    """The change was written several times, and each time was missing when read back."""
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedKey:
-    """A key at the one moment when it is known. ``repr`` leaves the key out."""
+    """A new key, in plain text for the only time. ``repr`` omits the key."""
 
     id: str
     key: str = field(repr=False)
@@ -116,10 +116,12 @@ _Edit = Callable[[_Keys], _Keys]
 class KeyRing:
     """Issues, lists, rotates and revokes the keys of organisations.
 
-    Secrets Manager has no conditional write, so two operators who change the keys of one
-    organisation at the same moment can overwrite each other. Every change is therefore read back,
-    and made again, up to four times, where it is missing. It is lost all the same if the other
-    write lands after that reading: list the keys after working on one organisation together.
+    Secrets Manager has no conditional writes, so two operators who change one organisation's keys
+    at the same time can overwrite each other. Every change is therefore read back and, if it is
+    missing, written again, up to four times. It is still lost if the other write lands after the
+    last read: list the keys after concurrent changes.
+
+    ``clock`` gives epoch seconds. ``secrets_client`` bounds each call by its own timeouts.
     """
 
     def __init__(
@@ -135,18 +137,18 @@ class KeyRing:
         self._sleep = sleep
 
     def issue(self, organisation: str, *, expires_at: datetime | None = None) -> IssuedKey:
-        """A new key, shown here and never again. Creates the organisation's secret if need be.
+        """Issues a key, which cannot be read again later. Creates the secret if it is missing.
 
-        ``expires_at`` is aware; whole seconds of it are stored.
+        ``expires_at`` is aware and is stored to the second.
 
         Raises:
-            InvalidArgument: the name is no organisation's, or the expiry is naive or past.
-            TooManyLiveKeys: there are ``MAX_LIVE_KEYS`` already.
-            SecretUnusable, SecretsManagerFailed, EditLost: as their names say.
+            InvalidArgument: the name is invalid, or the expiry is naive or not in the future.
+            TooManyLiveKeys: the organisation has ``MAX_LIVE_KEYS`` live keys already.
+            SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
         """
         now = self._now()
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
-            raise InvalidArgument("the expiry must lie ahead and state its offset from UTC")
+            raise InvalidArgument("the expiry must be in the future and state its UTC offset")
         _require_organisation(organisation)
         issued = IssuedKey(_new_id(), new_key(organisation))
         record = _record_to_store(issued, now, expires_at)
@@ -158,33 +160,32 @@ class KeyRing:
         return issued
 
     def list(self, organisation: str) -> Sequence[KeyRecord]:
-        """The keys of ``organisation``, oldest first; dead ones stay for about 90 days.
+        """The keys of ``organisation``, oldest first; dead keys are kept for about 90 days.
 
         Raises:
-            InvalidArgument, UnknownOrganisation, SecretUnusable, SecretsManagerFailed: as their
-                names say.
+            InvalidArgument, UnknownOrganisation, SecretUnusable, SecretsManagerFailed: see these
+                classes.
         """
         document = self._read(organisation)
         if document is None:
             raise _unknown(organisation)
-        warn_of_unreadable(organisation, document["keys"])
-        return sorted(readable(document["keys"]), key=lambda record: record.created_at)
+        log_invalid_records(organisation, document["keys"])
+        return sorted(valid_records(document["keys"]), key=lambda record: record.created_at)
 
     def rotate(self, organisation: str, *, grace: timedelta) -> IssuedKey | None:
-        """A new key; every other live key ends after ``grace``, or sooner if it was to end sooner.
+        """Issues a key and expires every other live key after ``grace``, or at its own expiry.
 
-        Both happen in one write, so a rotation is made as a whole or not at all. None says that
-        it is made already and that nothing was changed: there is a key without expiry younger
-        than ``grace``, and every older live key ends within ``grace``. So a second run with the
-        same grace period does no harm to the key that the first one made. If nobody saw that key,
-        because the terminal died, revoke it and rotate again.
+        One write does both, so a rotation is never partial. Returns None, having changed nothing,
+        if the keys are rotated already: the newest live key is younger than ``grace`` and has no
+        expiry, and every older one expires within ``grace``. Repeating a rotation with the same
+        grace period therefore does not expire the key that the first run issued. If that key was
+        never displayed, because the terminal died, revoke it and rotate again.
 
         Raises:
-            InvalidArgument: the name is no organisation's, or ``grace`` is not between
-                ``MIN_GRACE`` and ``MAX_GRACE``. (To end a leaked key at once, issue another one
-                and revoke it.)
+            InvalidArgument: the name is invalid, or ``grace`` is not between ``MIN_GRACE`` and
+                ``MAX_GRACE``. (To end a leaked key immediately, issue another and revoke it.)
             TooManyLiveKeys: there is no room for the new key; nothing was changed.
-            UnknownOrganisation, SecretUnusable, SecretsManagerFailed, EditLost: as their names say.
+            UnknownOrganisation, SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
         """
         if not MIN_GRACE <= grace <= MAX_GRACE:
             raise InvalidArgument("the grace period must be between one minute and 90 days")
@@ -200,12 +201,12 @@ class KeyRing:
         return issued if _has(keys, issued.id) else None
 
     def revoke(self, organisation: str, key_id: str) -> KeyRecord:
-        """Ends a key, everywhere within 60 s. Doing it again changes nothing.
+        """Revokes a key, which every process rejects within 60 s. Idempotent.
 
         Raises:
-            UnknownKey: the organisation has no such key, or its record can't be read.
+            UnknownKey: the organisation has no such key, or its record is invalid.
             InvalidArgument, UnknownOrganisation, SecretUnusable, SecretsManagerFailed, EditLost:
-                as their names say.
+                see these classes.
         """
         now = self._now()
 
@@ -213,17 +214,24 @@ class KeyRing:
             return _revoked(organisation, keys, key_id, now)
 
         keys = self._change(organisation, edit)
-        return next(record for record in readable(keys) if record.id == key_id)
+        return next(record for record in valid_records(keys) if record.id == key_id)
 
     def _now(self) -> datetime:
+        """The current time in UTC, to the second, as records store it."""
         return datetime.fromtimestamp(int(self._clock()), UTC)
 
     def _change(self, organisation: str, edit: _Edit, *, creates: bool = False) -> _Keys:
-        """Writes until ``edit`` finds nothing left to do; the keys as they then are stored."""
-        # What is read back may be a moment old. Writing the same value again under the same token
-        # "succeeds but does nothing" (PutSecretValue in the API reference of Secrets Manager).
+        """Applies ``edit``, which is idempotent, until it changes nothing; returns the stored keys.
+
+        Raises:
+            EditLost: the change was missing after every write.
+            UnknownOrganisation: there is no secret, and ``creates`` is false.
+            InvalidArgument, SecretUnusable, SecretsManagerFailed: see these classes.
+        """
+        # A read may be stale. Repeating a write with the same value and token has no effect.
+        # Source: PutSecretValue in the API reference of Secrets Manager.
         tokens: dict[str, str] = {}
-        unanswered: BotoCoreError | None = None
+        lost_response: BotoCoreError | None = None
         for pause_s in (*_PAUSES_AFTER_WRITES_S, None):
             document = self._read(organisation)
             if document is None and not creates:
@@ -237,31 +245,36 @@ class KeyRing:
             token = tokens.setdefault(value, str(uuid.uuid4()))
             try:
                 self._write(organisation, value, token, creates=document is None)
-                unanswered = None
+                lost_response = None
             except BotoCoreError as fault:
-                unanswered = fault  # The write may have been made: reading it back tells.
+                lost_response = fault  # The write may have committed: the next read tells.
             self._sleep(pause_s)
-        if unanswered is not None:
-            raise _failed(type(unanswered).__name__) from unanswered
+        if lost_response is not None:
+            raise _failed(type(lost_response).__name__) from lost_response
         raise EditLost(
-            f"the keys of {organisation} were written {len(_PAUSES_AFTER_WRITES_S)} times and the "
-            f"change was not there afterwards: somebody else is changing them, or the secret "
-            f"{self._prefix}{organisation} was made without a value and needs "
+            f"the change to the keys of {organisation} was written {len(_PAUSES_AFTER_WRITES_S)} "
+            "times and was missing each time: another operator is changing them, or the secret "
+            f"{self._prefix}{organisation} was created without a value and needs "
             '{"keys": []}; list the keys, then try again'
         )
 
     def _read(self, organisation: str) -> dict[str, Any] | None:
+        """The parsed secret of ``organisation``; None if it does not exist.
+
+        Raises:
+            InvalidArgument, SecretUnusable, SecretsManagerFailed: see these classes.
+        """
         _require_organisation(organisation)
         name = self._prefix + organisation
         try:
-            return document_of(current_value(self._client, name))
+            return parse_secret(read_secret_value(self._client, name))
         except ClientError as fault:
             code = error_code(fault)
             if code == "ResourceNotFoundException":
                 return None
             if code == "InvalidRequestException":
                 raise SecretUnusable(
-                    f"the secret {name} is marked for deletion; restore it in Secrets Manager "
+                    f"the secret {name} is scheduled for deletion; restore it in Secrets Manager "
                     "to use this organisation again"
                 ) from fault
             raise _failed(code) from fault
@@ -269,11 +282,17 @@ class KeyRing:
             raise _failed(type(fault).__name__) from fault
         except UnreadableSecret as fault:
             raise SecretUnusable(
-                f"the secret {name} holds something else than keys and was left as it is; look at "
-                "it in Secrets Manager, and at the prefix of the organisations' secrets"
+                f"the secret {name} does not hold keys and was left as it is; check it in Secrets "
+                "Manager, and the prefix of the organisations' secrets"
             ) from fault
 
     def _write(self, organisation: str, value: str, token: str, *, creates: bool) -> None:
+        """Writes ``value``; the same ``token`` makes a repetition harmless.
+
+        Raises:
+            SecretsManagerFailed: the call returned an error.
+            BotoCoreError: the call got no response, so the value may be written.
+        """
         name = self._prefix + organisation
         try:
             if creates:
@@ -289,93 +308,114 @@ class KeyRing:
                 )
         except ClientError as fault:
             code = error_code(fault)
-            # Somebody created it since it was read: the next reading shows what is in it.
+            # Another operator created it after the read: the next read returns its value.
             if creates and code == "ResourceExistsException":
                 return
             raise _failed(code) from fault
 
 
 def _unknown(organisation: str) -> UnknownOrganisation:
+    """The error for an organisation without a secret."""
     return UnknownOrganisation(
         f"there are no keys of {organisation}; check the name, or issue its first key"
     )
 
 
 def _failed(reason: str) -> SecretsManagerFailed:
+    """The error for a failed call; ``reason`` is an AWS error code or an exception's type."""
     return SecretsManagerFailed(
-        f"Secrets Manager did not do it ({reason}); list the keys before you try again, "
+        f"Secrets Manager failed ({reason}); list the keys before you try again, "
         "because the change may have been made"
     )
 
 
-# Changes to an organisation's keys. Each one, done to its own result, changes nothing.
+# Edits of an organisation's keys. Each is idempotent: its own result is left unchanged.
 
 
 def _new_id() -> str:
+    """A random key id, with 71 bits."""
     return "key_" + "".join(secrets.choice(ALPHABET) for _ in range(_ID_DIGITS))
 
 
 def _record_to_store(issued: IssuedKey, now: datetime, expires_at: datetime | None) -> StoredKey:
+    """The stored record of a key issued at ``now``."""
     return {
         "id": issued.id,
         "sha256": fingerprint(issued.key),
-        "createdAt": text_of(now),
-        "expiresAt": None if expires_at is None else text_of(expires_at),
+        "createdAt": format_time(now),
+        "expiresAt": None if expires_at is None else format_time(expires_at),
         "revokedAt": None,
     }
 
 
 def _has(keys: _Keys, key_id: str) -> bool:
-    return any(record.id == key_id for record in readable(keys))
+    """Whether one of the valid records has the id ``key_id``."""
+    return any(record.id == key_id for record in valid_records(keys))
 
 
 def _with_added(organisation: str, keys: _Keys, added: StoredKey, now: datetime) -> _Keys:
+    """``keys`` and ``added``, pruned.
+
+    Raises:
+        TooManyLiveKeys: there are ``MAX_LIVE_KEYS`` live keys already.
+    """
     if _has(keys, added["id"]):
         return keys
-    live = sum(record.is_live(now) for record in readable(keys))
+    live = sum(record.is_live(now) for record in valid_records(keys))
     if live >= MAX_LIVE_KEYS:
         raise TooManyLiveKeys(
             f"{organisation} has {live} live keys and may have {MAX_LIVE_KEYS}; "
-            "revoke one that is not needed any more, then try again"
+            "revoke one that is no longer needed, then try again"
         )
     return [*_pruned(keys, now), added]
 
 
 def _pruned(keys: _Keys, now: datetime) -> _Keys:
-    """``keys`` without those dead for long, nor the longest dead if one more would be too many."""
+    """``keys`` without dead keys past retention, and without the oldest dead ones if it is full.
+
+    The result leaves room for one more record, unless live and invalid ones alone fill it.
+    """
     ends: dict[int, datetime] = {}
     for position, stored in enumerate(keys):
-        record = record_of(stored)
+        record = parse_record(stored)
         ended_at = None if record is None else record.ended_at(now)
         if ended_at is not None:
             ends[position] = ended_at
     room = max(0, MAX_RECORDS - 1 - (len(keys) - len(ends)))
-    lately_first = sorted(ends, key=ends.__getitem__, reverse=True)
-    kept = {position for position in lately_first[:room] if now - ends[position] <= _DEAD_KEPT}
+    newest_first = sorted(ends, key=ends.__getitem__, reverse=True)
+    kept = {position for position in newest_first[:room] if now - ends[position] <= _DEAD_KEPT_FOR}
     return [stored for at, stored in enumerate(keys) if at not in ends or at in kept]
 
 
 def _rotated(
     organisation: str, keys: _Keys, added: StoredKey, now: datetime, grace: timedelta
 ) -> _Keys:
+    """``keys`` and ``added``, with every other live key expiring by ``now + grace``.
+
+    Unchanged if they are rotated already.
+
+    Raises:
+        TooManyLiveKeys: there is no room for ``added``.
+    """
     if not _has(keys, added["id"]) and _is_rotated(keys, now, grace):
         return keys
     ends_at = now + grace
 
-    def ending(stored: StoredKey) -> StoredKey:
-        record = record_of(stored)
+    def expiring(stored: StoredKey) -> StoredKey:
+        record = parse_record(stored)
         if record is None or record.id == added["id"] or not record.is_live(now):
             return stored
         if record.expires_at is not None and record.expires_at <= ends_at:
             return stored
-        return {**stored, "expiresAt": text_of(ends_at)}
+        return {**stored, "expiresAt": format_time(ends_at)}
 
-    return [ending(stored) for stored in _with_added(organisation, keys, added, now)]
+    return [expiring(stored) for stored in _with_added(organisation, keys, added, now)]
 
 
 def _is_rotated(keys: _Keys, now: datetime, grace: timedelta) -> bool:
+    """Whether the keys are rotated already, as ``KeyRing.rotate`` defines it."""
     live = sorted(
-        (record for record in readable(keys) if record.is_live(now)),
+        (record for record in valid_records(keys) if record.is_live(now)),
         key=lambda record: record.created_at,
     )
     if not live[1:]:
@@ -389,19 +429,25 @@ def _is_rotated(keys: _Keys, now: datetime, grace: timedelta) -> bool:
 
 
 def _revoked(organisation: str, keys: _Keys, key_id: str, now: datetime) -> _Keys:
+    """``keys`` with the key ``key_id`` revoked at ``now``, or earlier.
+
+    Raises:
+        UnknownKey: there is no such key.
+    """
     if not _has(keys, key_id):
         raise UnknownKey(f"{organisation} has no key with that id; list its keys to see the ids")
 
-    def ending(stored: StoredKey) -> StoredKey:
-        record = record_of(stored)
+    def revoked(stored: StoredKey) -> StoredKey:
+        record = parse_record(stored)
         if record is None or record.id != key_id or record.revoked_at is not None:
             return stored
-        return {**stored, "revokedAt": text_of(now)}
+        return {**stored, "revokedAt": format_time(now)}
 
-    return [ending(stored) for stored in keys]
+    return [revoked(stored) for stored in keys]
 
 
 def _require_organisation(organisation: str) -> None:
+    """Raises ``InvalidArgument`` unless ``organisation`` is a valid name."""
     if not is_organisation(organisation):
         raise InvalidArgument(
             "an organisation's name is 1 to 63 of a-z, 0-9, _ and -, "

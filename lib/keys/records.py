@@ -1,13 +1,13 @@
-"""What Secrets Manager stores of an organisation's API keys: hashes, never a key.
+"""How Secrets Manager stores an organisation's API keys: as hashes, never the keys themselves.
 
 The secret named ``<prefix><organisation>`` holds
 
     {"keys": [{"id": "key_3fZk0W9xQvTb", "sha256": "<64 hex digits, of the whole key>",
                "createdAt": "2026-11-22T22:10:00Z", "expiresAt": null, "revokedAt": null}]}
 
-All five fields are required; a time is ISO 8601 with an offset, or null. A record that breaks these
-rules never authenticates, and stays as it is when the secret is rewritten. Keep the prefix for
-these secrets alone: any other secret under it could be looked up as an organisation.
+All five fields are required. Times are ISO 8601 with an offset; the last two may be null. A record
+that breaks these rules never authenticates, and is preserved when the secret is rewritten. Reserve
+the prefix for these secrets: any other secret under it could be read as an organisation's.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = [
     "KeyRecord",
     "StoredKey",
     "UnreadableSecret",
-    "current_value",
-    "document_of",
-    "readable",
-    "record_of",
-    "text_of",
-    "warn_of_unreadable",
+    "format_time",
+    "log_invalid_records",
+    "parse_record",
+    "parse_secret",
+    "read_secret_value",
+    "valid_records",
 ]
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What is known of one key: everything but the key. Times are aware, to the second."""
+    """The record of one key, without the key itself. Times are aware, to the second."""
 
     id: str
     sha256: str = field(repr=False)
@@ -49,14 +49,14 @@ class KeyRecord:
     revoked_at: datetime | None
 
     def is_live(self, now: datetime) -> bool:
-        """Whether the key opens the door at ``now``."""
+        """Whether the key is valid at ``now``: neither revoked nor expired."""
         return self.ended_at(now) is None
 
     def ended_at(self, now: datetime) -> datetime | None:
-        """When the key stopped working; None while it works.
+        """When the key was revoked or expired, whichever came first; None while it is live.
 
-        A revoked key is dead whatever ``revoked_at`` says, so that an operator's computer whose
-        clock runs ahead does not keep it alive.
+        A revoked key is dead even if ``revoked_at`` is in the future, so that an operator's clock
+        that runs ahead cannot keep it alive.
         """
         ends = [] if self.revoked_at is None else [self.revoked_at]
         if self.expires_at is not None and self.expires_at <= now:
@@ -68,15 +68,15 @@ class UnreadableSecret(Exception):
     """The value of a secret is not a JSON object with a list of keys."""
 
 
-# A record as it is stored. It is kept whole, so that fields of other programs survive a rewrite.
 StoredKey = dict[str, Any]
+"""The stored form of a record, kept whole so that unknown fields survive a rewrite."""
 
 
-def document_of(value: str | None) -> dict[str, Any]:
-    """The object in a secret's value, its ``keys`` being a list.
+def parse_secret(value: str | None) -> dict[str, Any]:
+    """Parses a secret's value into an object whose ``keys`` is a list. None means a binary value.
 
     Raises:
-        UnreadableSecret: it is something else.
+        UnreadableSecret: the value is anything else.
     """
     if value is None:
         raise UnreadableSecret("binary")
@@ -90,8 +90,8 @@ def document_of(value: str | None) -> dict[str, Any]:
     return document
 
 
-def record_of(stored: object) -> KeyRecord | None:
-    """The record, or None if it can't be read; a hand may have put anything at its place."""
+def parse_record(stored: object) -> KeyRecord | None:
+    """Parses a stored record; None if it is invalid, for example after a manual edit."""
     match stored:
         case {
             "id": str(key_id),
@@ -107,39 +107,48 @@ def record_of(stored: object) -> KeyRecord | None:
         return KeyRecord(
             id=key_id,
             sha256=sha256,
-            created_at=_time_of(created_at),
-            expires_at=None if expires_at is None else _time_of(expires_at),
-            revoked_at=None if revoked_at is None else _time_of(revoked_at),
+            created_at=_parse_time(created_at),
+            expires_at=None if expires_at is None else _parse_time(expires_at),
+            revoked_at=None if revoked_at is None else _parse_time(revoked_at),
         )
     except ValueError:
         return None
 
 
-def readable(keys: list[StoredKey]) -> list[KeyRecord]:
-    """The records that can be read."""
-    return [record for record in map(record_of, keys) if record is not None]
+def valid_records(keys: list[StoredKey]) -> list[KeyRecord]:
+    """Parses the stored records, leaving out the invalid ones."""
+    return [record for record in map(parse_record, keys) if record is not None]
 
 
-def warn_of_unreadable(organisation: str, keys: list[StoredKey]) -> None:
-    """Logs the position of each record that can't be read."""
+def log_invalid_records(organisation: str, keys: list[StoredKey]) -> None:
+    """Logs the position of each invalid record, counting from 1."""
     for position, stored in enumerate(keys, start=1):
-        if record_of(stored) is None:
-            _LOG.warning("record %d of the keys of %s can't be read", position, organisation)
+        if parse_record(stored) is None:
+            _LOG.warning("record %d of the keys of %s is invalid", position, organisation)
 
 
-def _time_of(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a time without an offset")
-    return moment
+def _parse_time(text: str) -> datetime:
+    """Parses a stored time.
+
+    Raises:
+        ValueError: it is not ISO 8601, or has no offset.
+    """
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError("the time has no UTC offset")
+    return time
 
 
-def text_of(moment: datetime) -> str:
-    """A stored time: ISO 8601 in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def format_time(time: datetime) -> str:
+    """Formats an aware time for storage: ISO 8601 in UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def current_value(client: SecretsManagerClient, name: str) -> str | None:
-    """The secret's text; None if it is binary. The client's errors pass through."""
-    answer = client.get_secret_value(SecretId=name, VersionStage="AWSCURRENT")
-    return answer.get("SecretString")
+def read_secret_value(client: SecretsManagerClient, name: str) -> str | None:
+    """The current value of the secret ``name``; None if it is binary.
+
+    Raises:
+        ClientError, BotoCoreError: as the client raises them.
+    """
+    secret = client.get_secret_value(SecretId=name, VersionStage="AWSCURRENT")
+    return secret.get("SecretString")

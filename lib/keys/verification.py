@@ -1,4 +1,4 @@
-"""Verification of a request's API key."""
+"""Verifies the API key of a request."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lib.keys.records import (
     KeyRecord,
     StoredKey,
     UnreadableSecret,
-    current_value,
-    document_of,
-    readable,
-    warn_of_unreadable,
+    log_invalid_records,
+    parse_secret,
+    read_secret_value,
+    valid_records,
 )
 
 if TYPE_CHECKING:  # the stubs are a development dependency and are not deployed
@@ -33,40 +33,44 @@ if TYPE_CHECKING:  # the stubs are a development dependency and are not deployed
 __all__ = ["CACHE_S", "MAX_CACHED_ORGANISATIONS", "NEW_KEY_S", "KeyVerifier"]
 
 CACHE_S = 60.0
+"""How long an organisation's keys are cached."""
 NEW_KEY_S = 5.0
+"""The age from which cached keys are read again for a key that is not among them."""
 MAX_CACHED_ORGANISATIONS = 10_000
-_JOINED_LOOK_UP_S = 10.0
+_LOOKUP_WAIT_S = 10.0
 _MAX_HEADER_CHARACTERS = 256
-_HEADER_WORDS = 2
+_HEADER_PARTS = 2
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _LookUp:
-    """What a look-up found, and when it was asked; ``records`` is None for no such organisation."""
+class _CacheEntry:
+    """An organisation's keys, read at ``read_at_s`` (epoch seconds).
 
-    asked_at: float
+    ``records`` is None if the organisation does not exist.
+    """
+
+    read_at_s: float
     records: Sequence[KeyRecord] | None
 
 
 class KeyVerifier:
-    """Tells which organisation a request comes from. Safe to share between threads.
+    """Finds the organisation of a request by its API key. Thread-safe.
 
-    What a look-up found, a missing organisation included, serves for 60 s in this process:
+    Each process caches an organisation's keys for 60 s, including that it has none:
 
-    - a revoked key is refused within 60 s, and an expired one at once;
-    - a new key works within 5 s: a key that the records don't know has them read again if they
-      are older than that, so guessing at one organisation costs at most one look-up in 5 s;
-    - the first key of an organisation works at once, or within 60 s if its keys were asked for
-      while there were none.
+    - a revoked key is rejected within 60 s, an expired one immediately;
+    - a new key works within 5 s: a key that is not in the cache triggers a lookup if the cached
+      keys are older than that, so guessing costs an organisation at most one lookup in 5 s;
+    - an organisation's first key works immediately, or within 60 s if one of its keys was tried
+      before it existed.
 
-    A failure of Secrets Manager is never remembered, and records older than 60 s are not used
-    while it lasts: refusing for some minutes is better than letting a revoked key in.
+    Failures of Secrets Manager are not cached, and keys older than 60 s are not used during an
+    outage: rejecting requests for a few minutes is better than accepting a revoked key.
 
-    ``secrets_client`` bounds a look-up by its own time-outs and retries. ``clock`` is in seconds
-    since 1970 and is the wall's, because a monotonic clock may stand still while Lambda has the
-    process frozen.
+    ``secrets_client`` bounds a lookup by its own timeouts and retries. ``clock`` gives epoch
+    seconds; a monotonic clock will not do, because it may stop while Lambda freezes the process.
     """
 
     def __init__(
@@ -79,15 +83,15 @@ class KeyVerifier:
         self._prefix = prefix
         self._clock = clock
         self._lock = threading.Lock()
-        self._cache: dict[str, _LookUp] = {}
-        self._under_way: dict[str, Future[_LookUp]] = {}
+        self._cache: dict[str, _CacheEntry] = {}
+        self._lookups: dict[str, Future[_CacheEntry]] = {}
 
     def organisation_of(self, authorization_header: str | None) -> str:
         """The organisation whose live key is in ``Authorization: Bearer <key>``.
 
         Raises:
             Unauthorized: the key is missing, malformed, unknown, revoked or expired.
-            ServiceUnavailable: Secrets Manager failed, or the secret can't be read.
+            ServiceUnavailable: Secrets Manager failed, or the secret is malformed.
         """
         key = _bearer_token(authorization_header)
         organisation = None if key is None else parse_key(key)
@@ -107,72 +111,92 @@ class KeyVerifier:
         return organisation
 
     def _records(self, organisation: str, max_age_s: float) -> Sequence[KeyRecord] | None:
-        """What is known of ``organisation``, looked up by one thread for all that ask."""
+        """The keys of ``organisation``, at most ``max_age_s`` old; None if it does not exist.
+
+        Threads that need the same organisation share one lookup.
+
+        Raises:
+            ServiceUnavailable: the lookup failed.
+        """
         with self._lock:
-            known = self._cache.get(organisation)
-            # A clock that was set back must not keep an entry for longer.
-            if known is not None and 0 <= self._clock() - known.asked_at < max_age_s:
-                return known.records
-            answer = self._under_way.get(organisation)
-            is_first = answer is None
-            if answer is None:
-                answer = self._under_way[organisation] = Future[_LookUp]()
-        if is_first:
-            return self._look_up_for_all(organisation, answer).records
+            cached = self._cache.get(organisation)
+            # After the clock is set back, an entry from the future must not live on.
+            if cached is not None and 0 <= self._clock() - cached.read_at_s < max_age_s:
+                return cached.records
+            lookup = self._lookups.get(organisation)
+            is_leader = lookup is None
+            if lookup is None:
+                lookup = self._lookups[organisation] = Future[_CacheEntry]()
+        if is_leader:
+            return self._lead(organisation, lookup).records
         try:
-            return answer.result(timeout=_JOINED_LOOK_UP_S).records
+            return lookup.result(timeout=_LOOKUP_WAIT_S).records
         except (CancelledError, TimeoutError) as fault:
             raise ServiceUnavailable from fault
 
-    def _look_up_for_all(self, organisation: str, answer: Future[_LookUp]) -> _LookUp:
+    def _lead(self, organisation: str, lookup: Future[_CacheEntry]) -> _CacheEntry:
+        """Looks ``organisation`` up, caches the result, and completes ``lookup`` for the others.
+
+        Raises:
+            ServiceUnavailable: the lookup failed.
+        """
         try:
-            looked = self._look_up(organisation)
+            entry = self._look_up(organisation)
             with self._lock:
-                self._remember(organisation, looked)
-            answer.set_result(looked)
+                self._store(organisation, entry)
+            lookup.set_result(entry)
         finally:
             with self._lock:
-                del self._under_way[organisation]
-            answer.cancel()  # Does nothing to an answer; without one, nobody waits in vain.
-        return looked
+                del self._lookups[organisation]
+            # If the lookup failed, this releases the waiting threads. Otherwise it has no effect.
+            lookup.cancel()
+        return entry
 
-    def _look_up(self, organisation: str) -> _LookUp:
-        asked_at = self._clock()
+    def _look_up(self, organisation: str) -> _CacheEntry:
+        """Reads the keys of ``organisation`` from Secrets Manager.
+
+        Raises:
+            ServiceUnavailable: the call failed, or the secret is malformed.
+        """
+        # Taken before the call: a key that is revoked meanwhile must not stay cached for longer.
+        read_at_s = self._clock()
         try:
-            value = current_value(self._client, self._prefix + organisation)
-            keys: list[StoredKey] = document_of(value)["keys"]
+            value = read_secret_value(self._client, self._prefix + organisation)
+            keys: list[StoredKey] = parse_secret(value)["keys"]
         except ClientError as fault:
-            # InvalidRequestException says that the secret is marked for deletion.
+            # InvalidRequestException: the secret is scheduled for deletion.
             if error_code(fault) in {"ResourceNotFoundException", "InvalidRequestException"}:
-                return _LookUp(asked_at, None)
+                return _CacheEntry(read_at_s, None)
             raise ServiceUnavailable from fault
         except BotoCoreError as fault:
             raise ServiceUnavailable from fault
         except UnreadableSecret as fault:
-            _LOG.warning("the secret with the keys of %s can't be read", organisation)
+            _LOG.warning("the secret with the keys of %s is malformed", organisation)
             raise ServiceUnavailable from fault
-        warn_of_unreadable(organisation, keys)
-        return _LookUp(asked_at, readable(keys))
+        log_invalid_records(organisation, keys)
+        return _CacheEntry(read_at_s, valid_records(keys))
 
-    def _remember(self, organisation: str, looked: _LookUp) -> None:
+    def _store(self, organisation: str, entry: _CacheEntry) -> None:
+        """Caches ``entry``, evicting the oldest if the cache is full. The lock is held."""
         self._cache.pop(organisation, None)
-        self._cache[organisation] = looked
+        self._cache[organisation] = entry
         if len(self._cache) > MAX_CACHED_ORGANISATIONS:
             del self._cache[next(iter(self._cache))]
 
 
 def _bearer_token(header: str | None) -> str | None:
+    """The token of an ``Authorization`` header (RFC 6750, section 2.1); None if there is none."""
     if header is None or len(header) > _MAX_HEADER_CHARACTERS or not header.isascii():
         return None
-    words = header.split()
-    if len(words) != _HEADER_WORDS or words[0].lower() != "bearer":
+    parts = header.split()
+    if len(parts) != _HEADER_PARTS or parts[0].lower() != "bearer":
         return None
-    return words[1]
+    return parts[1]
 
 
 def _matching(records: Iterable[KeyRecord], digest: str) -> list[KeyRecord]:
-    """The records of this key.
+    """The records whose hash is ``digest``.
 
-    Every record is compared in full, so that the time taken tells nothing about any of them.
+    Every record is compared in constant time, so that timing reveals nothing about any of them.
     """
     return [record for record in records if hmac.compare_digest(record.sha256, digest)]

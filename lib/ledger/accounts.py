@@ -24,7 +24,7 @@ AUDIT_TRIES = 20
 
 
 class GrantRejectedError(Exception):
-    """An operator's grant can't be made; the message says why."""
+    """A grant is not possible; the message says why."""
 
 
 class Accounts:
@@ -45,22 +45,25 @@ class Accounts:
     def create(
         self, organisation: str, deadline: Deadline, rate_limit: int = DEFAULT_RATE_LIMIT
     ) -> None:
-        """Opens an account with no credits; one that exists stays as it is."""
+        """Opens an account with 0 credits; an existing account stays as it is."""
         item = account_key(organisation) | {
             "credits": number(0),
             "createdAt": number(self._now_s()),
             "rateLimit": number(rate_limit),
         }
+        # Race: two operators create it, and the first one grants. Without the condition, the second
+        # would reset the balance to 0.
         not_there_yet = "attribute_not_exists(pk)"
         with contextlib.suppress(ConditionFailed):
             self._table.put({"Item": item, "ConditionExpression": not_there_yet}, deadline)
 
     def set_rate_limit(self, organisation: str, rate_limit: int, deadline: Deadline) -> bool:
-        """Lets the organisation start ``rate_limit`` generations a minute; 0 closes it.
+        """Limits the organisation to ``rate_limit`` generations a minute; 0 stops it.
 
         Returns:
-            Whether there is such an organisation.
+            Whether the organisation exists.
         """
+        # Not a race: without the condition, a mistyped name would become an account.
         account_exists = "attribute_exists(pk)"
         update: dict[str, Any] = {
             "Key": account_key(organisation),
@@ -75,15 +78,19 @@ class Accounts:
         return True
 
     def grant(self, organisation: str, grant: Grant, deadline: Deadline) -> None:
-        """Adds ``grant.credits`` (negative: takes them), once for each ``grant_id``.
+        """Adds ``grant.credits`` (negative: takes them), once per ``grant_id``.
 
-        When the ledger is unreachable, repeat it with the same id.
+        After ``LedgerUnreachable``, repeat it with the same id.
 
         Raises:
-            GrantRejectedError: no such account, fewer credits than are to be taken, or the id was
-                used for another amount.
+            GrantRejectedError: no such account, too few credits to take, or the id was used for
+                another amount.
         """
+        # Race: the same grant, repeated after its response was lost. Without the condition, it
+        # would count twice.
         never_used = "attribute_not_exists(pk)"
+        # Race: a reservation spends the credits that are being taken. Without the condition, the
+        # balance would go below 0.
         stays_above_zero = "credits >= :floor"
         put: dict[str, Any] = {
             "Item": grant.to_item(organisation),
@@ -103,7 +110,7 @@ class Accounts:
             _check_granted(organisation, grant, reasons)
 
     def organisations(self, deadline: Deadline) -> list[str]:
-        """Every organisation with an account, by name. It reads the whole table."""
+        """The names of all organisations with an account, sorted; it scans the whole table."""
         scan: dict[str, Any] = {
             "FilterExpression": "sk = :account",
             "ExpressionAttributeValues": {":account": string("ACCOUNT")},
@@ -112,9 +119,9 @@ class Accounts:
         return sorted(map(organisation_of, self._table.scan(scan, deadline)))
 
     def all(self, deadline: Deadline) -> Iterator[tuple[str, Account]]:
-        """Every organisation and its account, in the table's own order, page by page.
+        """All organisations and their accounts, in the table's order, page by page.
 
-        It reads the whole table, and holds one page of it at a time.
+        It scans the whole table and keeps one page in memory.
         """
         scan: dict[str, Any] = {
             "FilterExpression": "sk = :account",
@@ -124,7 +131,7 @@ class Accounts:
             yield organisation_of(item), Account.from_item(item)
 
     def grants(self, organisation: str, deadline: Deadline) -> Iterator[Grant]:
-        """All grants of the organisation, in the order of their ids, page by page."""
+        """The organisation's grants, ordered by id, page by page."""
         query: dict[str, Any] = {
             "KeyConditionExpression": "pk = :pk AND begins_with(sk, :grant)",
             "ExpressionAttributeValues": {
@@ -138,8 +145,9 @@ class Accounts:
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
         """Recomputes the organisation's money from its rows; see ``lib.ledger.audit``.
 
-        The rows can't be read at one instant while requests go on, so they are read again until
-        the account was the same before and after; an account that never is counts as unreachable.
+        The rows cannot be read at one instant while requests go on, so they are read again until
+        the account is the same before and after; an account that keeps changing counts as
+        unreachable.
         """
         query: dict[str, Any] = {
             "KeyConditionExpression": "pk = :pk",
@@ -158,7 +166,7 @@ class Accounts:
 
 
 def _check_granted(organisation: str, grant: Grant, reasons: list[Reason]) -> None:
-    """Returns when the grant had been made before; otherwise says why it can't be."""
+    """Returns if this grant was made before; otherwise raises why it is not possible."""
     earlier = reasons[0].get("Item")
     if earlier:
         if Grant.from_item(earlier).credits != grant.credits:

@@ -1,4 +1,4 @@
-"""Does the money add up? Recomputed from an organisation's rows alone.
+"""The audit of one organisation, recomputed from its rows alone.
 
 grants = credits + the price of every reserved and settled generation, at every instant
 credits never go below 0
@@ -11,18 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lib.deadline import LEASE_S
-from lib.ledger.reservation import IDEMPOTENCY_TTL_S
+from lib.deadline import IDEMPOTENCY_TTL_S, LEASE_S, REFUNDED_WITHIN_S
 from lib.ledger.rows import Account, Generation, Grant, Item, Status
 
-__all__ = ["REFUNDED_WITHIN_S", "AuditReport", "audit_of"]
-
-REFUNDED_WITHIN_S = 180
+__all__ = ["AuditReport", "audit_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What was found. ``drift`` is in credits: above 0, more was given than was granted."""
+    """The figures and findings. ``drift`` is in credits; above 0, credits came from nowhere."""
 
     organisation: str
     credits: int
@@ -35,14 +32,14 @@ class AuditReport:
 
     @property
     def healthy(self) -> bool:
-        """No drift and nothing to look into."""
+        """Whether there is no drift and no finding."""
         return self.drift == 0 and not self.findings
 
 
 def audit_of(
     organisation: str, account: Account | None, items: Iterable[Item], now_s: int
 ) -> AuditReport:
-    """The report on one organisation, from all items under its partition key."""
+    """The report on an organisation, from all items under its partition key."""
     generations: list[Generation] = []
     granted = 0
     claims: dict[str, int] = {}

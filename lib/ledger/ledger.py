@@ -1,24 +1,28 @@
-"""Who owns how many credits: reserve, settle, refund, grant, balance, history, audit.
+"""The money protocol: reserve, extend the lease, settle, refund; and an organisation's own reads.
 
-The money protocol is in the conditions of a few writes, each named where it is used:
+    reserve       one transaction: debit the account, put the generation, put the idempotency row
+    extend lease  one update of the generation: the process that draws it has until then
+    settle        one update of the generation; the account is not touched
+    refund        one transaction: reserved -> refunded, and the account gets its credits back
 
-    reserve   one transaction: the account pays, a generation is put, an idempotency row is put
-    settle    one update of the generation; the account is not touched
-    refund    one transaction: reserved -> refunded, the account gets its credits back
-    take      one update of the generation: the lease is now that of whoever makes the image
+A generation leaves ``reserved`` exactly once, by a conditional write, so settle and refund are safe
+to repeat and to race: the first one decides, and the other one reads what was decided.
 
-A generation leaves ``reserved`` exactly once, so settle and refund can be tried as often as needed,
-by the request and by the reconciler at the same time: the first one decides, the other one learns.
+    request     |--reserve--|  draw, store   |--settle--|      still_reserved
+    worker                |--extend lease--|                   still_reserved
+    reconciler                                   |--refund--|  still_reserved
+    request or worker                         |--refund--|     still_reserved
+
+``reservation.py`` has the timeline of reserve.
 """
 
-import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
 from typing import Any
 
-from lib.deadline import LEASE_S, Deadline
+from lib.deadline import LEASE_S, RESERVE_WITHIN_S, Deadline
 from lib.errors import Busy, ServiceUnavailable
 from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.ledger.reservation import AlreadyAccepted, Attempt, resolve_cancellation
@@ -43,23 +47,22 @@ __all__ = [
     "ReservationGone",
 ]
 
-RESERVE_WITHIN_S = 8.0
 BUSY_RETRY_AFTER_S = 2
-# Each attempt after the first knows more than the one before; some only a millisecond more.
+# Each attempt after the first starts from what refused the one before.
 MAX_ATTEMPTS = 100
 DUE_ROWS_PER_PAGE = 100
-# The last time that 13 digits of milliseconds can tell.
+# The last time that 13 digits of milliseconds can express.
 LAST_MS = 10**13 - 1
 
 
 class ReservationGone(Exception):
-    """The generation is not reserved any more, and not settled: it was refunded."""
+    """The generation was refunded, so it cannot be settled."""
 
 
 class Ledger:
     """The credits table. ``clock`` gives epoch seconds.
 
-    Every method may raise ``LedgerUnreachable``: no decision in time.
+    Every method may raise ``LedgerUnreachable``: DynamoDB made no decision in time.
     """
 
     def __init__(self, table: Table, clock: Callable[[], float] = time.time) -> None:
@@ -73,21 +76,21 @@ class Ledger:
         deadline: Deadline,
         lease_s: int = LEASE_S,
     ) -> Generation:
-        """Takes the price from the account and opens a generation.
+        """Debits the price and opens a generation.
 
-        ``image_key`` gives the object key for a creation time in milliseconds.
+        ``image_key`` maps a creation time in milliseconds to the object's key.
 
         Returns:
-            A ``reserved`` generation that is this caller's to work on, or the ``settled`` one that
+            A ``reserved`` generation that this caller is to fulfil, or the ``settled`` one that
             the order's idempotency key already stands for.
 
         Raises:
             InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused, Busy:
                 nothing was debited.
-            AlreadyAccepted: nothing was debited; the order was accepted before.
-            ServiceUnavailable: no decision in time. Should the debit have happened unheard, its
-                lease runs out and the reconciler refunds it; until then its idempotency key is
-                in flight.
+            AlreadyAccepted: nothing was debited; an earlier request was accepted.
+            ServiceUnavailable: no decision in time. If the debit committed but its response was
+                lost, the lease expires and the reconciler refunds it; until then the idempotency
+                key is in flight.
         """
         deadline = deadline.within(RESERVE_WITHIN_S)
         now_ms = self._now_ms()
@@ -113,16 +116,16 @@ class Ledger:
                 reasons = self._table.transact(attempt.writes(), deadline)
                 if not reasons:
                     return attempt.generation
-                learned = resolve_cancellation(
+                resolved = resolve_cancellation(
                     attempt,
                     reasons,
                     lambda ms: self.generation(order.organisation, ms, deadline),
                     image_key,
                     self._now_ms(),
                 )
-                if isinstance(learned, Generation):
-                    return learned
-                attempt = learned
+                if isinstance(resolved, Generation):
+                    return resolved
+                attempt = resolved
         except LedgerUnreachable as fault:
             if fault.maybe_done or fault.hopeless:
                 raise ServiceUnavailable from fault
@@ -132,11 +135,13 @@ class Ledger:
     def extend_lease(
         self, organisation: str, created_ms: int, lease_s: int, deadline: Deadline
     ) -> Generation | None:
-        """Lets the lease of a reservation end ``lease_s`` seconds from now; harmless to repeat.
+        """Moves the end of a reservation's lease to ``lease_s`` seconds from now; safe to repeat.
 
         Returns:
-            The reservation, or None when the generation has ended, or never was.
+            The reservation, or None if the generation has ended or does not exist.
         """
+        # Race: the reconciler refunds the expired reservation first. Without the condition, the
+        # refunded row would be due again, and the worker would draw an image for nothing.
         still_reserved = "#status = :reserved"
         update: dict[str, Any] = {
             "Key": generation_key(organisation, created_ms),
@@ -155,12 +160,14 @@ class Ledger:
             return None
 
     def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> None:
-        """Makes the charge final. Harmless to repeat; when unreachable, the reconciler settles.
+        """Makes the charge final; safe to repeat. If it fails, the reconciler settles.
 
         Raises:
-            ReservationGone: it was refunded; whoever holds its image must remove it.
+            ReservationGone: it was refunded; the caller must remove the image.
         """
-        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        # Race: the reconciler refunds an expired reservation while its request stores the image.
+        # Without the condition, the image would be free.
+        still_reserved = "#status = :reserved"
         update: dict[str, Any] = {
             "Key": generation.key,
             "ConditionExpression": still_reserved,
@@ -172,7 +179,6 @@ class Ledger:
             "ExpressionAttributeValues": {
                 ":reserved": string(Status.RESERVED),
                 ":settled": string(Status.SETTLED),
-                ":attemptId": string(generation.attempt_id),
                 ":now": number(self._now_s()),
                 ":durationMs": number(duration_ms),
             },
@@ -193,19 +199,17 @@ class Ledger:
         deadline: Deadline,
         revisit_at: int | None = None,
     ) -> Status:
-        """Gives the credits back, exactly once, however often it is tried.
+        """Returns the credits, exactly once however often it is tried.
 
-        With ``revisit_at`` (epoch seconds) the row stays in ``Due`` until then, so that the
-        reconciler removes an image that reaches the store after the refund. When the ledger is
-        unreachable, the reconciler refunds.
+        With ``revisit_at`` (epoch seconds) the row is due again at that time, so that the
+        reconciler removes an image that reaches the store after the refund. If the refund fails,
+        the reconciler refunds.
 
         Returns:
-            What the generation is now: ``refunded``, or ``settled`` when somebody settled it first.
+            What the generation is now: ``refunded``, or ``settled`` if it was settled first.
         """
-        account_exists = "attribute_exists(pk)"
         pay_back: dict[str, Any] = {
             "Key": account_key(generation.organisation),
-            "ConditionExpression": account_exists,
             "UpdateExpression": "SET credits = credits + :price",
             "ExpressionAttributeValues": {":price": number(generation.credits)},
         }
@@ -221,11 +225,12 @@ class Ledger:
     def _release(
         self, generation: Generation, failure_code: str, revisit_at: int | None
     ) -> dict[str, Any]:
-        still_reserved = "#status = :reserved AND attemptId = :attemptId"
+        # Race: a settle, or another refund of the same reservation. Without the condition, a
+        # delivered image would be free, or the credits would come back twice.
+        still_reserved = "#status = :reserved"
         values = {
             ":reserved": string(Status.RESERVED),
             ":refunded": string(Status.REFUNDED),
-            ":attemptId": string(generation.attempt_id),
             ":now": number(self._now_s()),
             ":code": string(failure_code),
         }
@@ -245,10 +250,10 @@ class Ledger:
         }
 
     def due_rows(self, deadline: Deadline) -> Iterator[Item]:
-        """The rows whose lease ran out, as ``Due`` carries them, in turn from each partition.
+        """The rows that are due, as the index ``Due`` projects them, from each partition in turn.
 
-        In a partition those that wait longest come first. The index may lag, so a row's own status
-        decides and not this list. Prompts and request hashes are not in it.
+        Within a partition the longest overdue come first. The index may lag behind the table, so
+        the conditions of settle and refund decide, not this list. Prompts are not projected.
         """
         now = number(self._now_s())
         partitions = [
@@ -263,35 +268,30 @@ class Ledger:
             )
             for shard in range(DUE_SHARDS)
         ]
-        for abreast in zip_longest(*partitions):
-            yield from (item for item in abreast if item is not None)
+        for row_of_each in zip_longest(*partitions):
+            yield from (item for item in row_of_each if item is not None)
 
     def clear_due(self, generation: Generation, deadline: Deadline) -> None:
-        """Takes a refunded generation out of ``Due``: nothing of it is left in the store."""
-        refunded = "#status = :refunded"
-        update: dict[str, Any] = {
-            "Key": generation.key,
-            "ConditionExpression": refunded,
-            "UpdateExpression": "REMOVE dueShard, dueAt",
-            "ExpressionAttributeNames": {"#status": "status"},
-            "ExpressionAttributeValues": {":refunded": string(Status.REFUNDED)},
-        }
-        with contextlib.suppress(ConditionFailed):
-            self._table.update(update, deadline)
+        """Takes a refunded generation out of ``Due``, once nothing of it is left in the store.
+
+        It needs no condition: a row that the index shows as refunded stays refunded.
+        """
+        update = {"Key": generation.key, "UpdateExpression": "REMOVE dueShard, dueAt"}
+        self._table.update(update, deadline)
 
     def generation(
         self, organisation: str, created_ms: int, deadline: Deadline
     ) -> Generation | None:
-        """One generation of the organisation, as it is now."""
+        """One generation of the organisation, read consistently; None if it does not exist."""
         item = self._table.get(generation_key(organisation, created_ms), deadline)
         return Generation.from_item(item) if item else None
 
     def history(
         self, organisation: str, limit: int, before_ms: int | None, deadline: Deadline
     ) -> list[Generation]:
-        """The organisation's newest generations, at most ``limit``, newest first.
+        """The organisation's latest generations, newest first, at most ``limit``.
 
-        With ``before_ms`` only those that were created before that time.
+        ``before_ms`` restricts them to those created before that time (epoch milliseconds).
         """
         last_ms = LAST_MS if before_ms is None else before_ms - 1
         query: dict[str, Any] = {
@@ -309,12 +309,12 @@ class Ledger:
         return [Generation.from_item(item) for item in found]
 
     def balance(self, organisation: str, deadline: Deadline) -> int:
-        """The credits of the organisation; 0 when it has no account."""
+        """The organisation's credits; 0 if it has no account."""
         account = self.account(organisation, deadline)
         return account.credits if account else 0
 
     def account(self, organisation: str, deadline: Deadline) -> Account | None:
-        """The organisation's account as it is now, if there is one."""
+        """The organisation's account, read consistently; None if it does not exist."""
         item = self._table.get(account_key(organisation), deadline)
         return Account.from_item(item) if item else None
 

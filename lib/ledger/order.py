@@ -13,7 +13,7 @@ CREDITS_PER_IMAGE: Literal[5] = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a customer asks for."""
+    """A customer's request for one image."""
 
     organisation: str
     prompt: str
@@ -23,5 +23,5 @@ class Order:
 
     @property
     def request_hash(self) -> str:
-        """SHA-256 of what makes two requests the same: the aspect ratio and the prompt."""
+        """SHA-256 of what makes two requests the same: the ratio and the prompt. 64 hex digits."""
         return hashlib.sha256(f"{self.aspect_ratio}\n{self.prompt}".encode()).hexdigest()

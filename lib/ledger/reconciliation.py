@@ -1,13 +1,13 @@
-"""Ends every reservation that nobody ended: killed functions, lost writes, refunds that failed.
+"""The reconciler: ends abandoned reservations after kills, lost writes and failed refunds.
 
-For each hold past its lease:
+For each due row:
 
-    reserved, a whole PNG is stored   settle: the image was made, its URL could be returned
+    reserved, a whole PNG is stored   settle: the image exists and its URL could be returned
     reserved, anything else           refund, then remove what may be stored
-    refunded                          a second visit after a refund: remove what came late
+    refunded                          second visit: remove an image that arrived late
 
-The ledger decides first, by conditions on the row; the store is touched only after a refund. So any
-number of reconcilers and a slow worker can do this at once.
+The ledger decides first, by conditions on the row, and the store is touched only after a refund. So
+any number of reconcilers can race each other and a slow worker.
 """
 
 import time
@@ -21,7 +21,7 @@ from lib.deadline import Deadline
 from lib.ledger.ledger import Ledger, ReservationGone
 from lib.ledger.rows import Generation, Item, Status
 from lib.observability import Observation
-from lib.picture.png import is_whole_png
+from lib.picture.check import is_whole_png
 from lib.picture.storage import Images, StoredImage
 
 __all__ = ["ROWS_IN_PARALLEL", "Ending", "Outcome", "Reconciled", "Reconciler"]
@@ -29,11 +29,11 @@ __all__ = ["ROWS_IN_PARALLEL", "Ending", "Outcome", "Reconciled", "Reconciler"]
 DUE_ROWS_AT_ONCE = 100
 ROWS_IN_PARALLEL = 8
 EXPIRED = "expired"
-"""The failure code of a reservation that nobody ended."""
+"""The failure code of an abandoned reservation."""
 
 
 class Ending(StrEnum):
-    """What became of one hold. What ``failed`` or was ``left`` is there again in the next run."""
+    """How one due row ended. Rows that ``failed`` or were ``left`` stay due for the next run."""
 
     SETTLED = "settled"
     REFUNDED = "refunded"
@@ -44,7 +44,7 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one hold ended, and why not if it did not."""
+    """How one due row ended; ``fault`` is why it failed."""
 
     ending: Ending
     fault: Exception | None = None
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """How many holds one run ended in which way."""
+    """How many due rows one run ended in each way."""
 
     settled: int = 0
     refunded: int = 0
@@ -65,9 +65,9 @@ RunAll = Callable[[Callable[[Item], Outcome], Iterable[Item]], Iterable[Outcome]
 
 
 class Reconciler:
-    """Settles or refunds what expired. ``clock`` gives epoch seconds.
+    """Settles or refunds due reservations. ``clock`` gives epoch seconds.
 
-    ``run_all`` applies a function to many holds: ``map`` one by one, an executor's at once.
+    ``run_all`` applies a function to many rows: ``map`` one by one, an executor's ``map`` at once.
     """
 
     def __init__(
@@ -83,64 +83,64 @@ class Reconciler:
         self._run_all = run_all
 
     def run(self, deadline: Deadline, observation: Observation) -> Reconciled:
-        """Works through expired holds until there are none, or until the deadline.
+        """Works through the due rows until none is left, or until the deadline.
 
-        A hold that can't be ended is passed over and stays for the next run.
+        A row that fails is skipped and stays due for the next run.
 
         Raises:
-            LedgerUnreachable: the list of holds can't be read.
+            LedgerUnreachable: the due rows can't be read.
         """
-        holds = self._ledger.due_rows(deadline)
+        rows = self._ledger.due_rows(deadline)
         tally: Counter[str] = Counter()
         while not deadline.passed():
-            some = list(islice(holds, DUE_ROWS_AT_ONCE))
-            if not some:
+            batch = list(islice(rows, DUE_ROWS_AT_ONCE))
+            if not batch:
                 break
-            outcomes = self._run_all(lambda item: self._end(item, deadline), some)
-            for item, outcome in zip(some, outcomes, strict=True):
+            outcomes = self._run_all(lambda item: self._end(item, deadline), batch)
+            for item, outcome in zip(batch, outcomes, strict=True):
                 tally[outcome.ending] += 1
                 if outcome.fault is not None:
-                    hold = "/".join(str(item[name]["S"]) for name in ("pk", "sk"))
-                    observation.warning("a hold can't be reconciled", outcome.fault, hold=hold)
+                    row = "/".join(str(item[name]["S"]) for name in ("pk", "sk"))
+                    observation.warning("a due row can't be reconciled", outcome.fault, row=row)
         return Reconciled(**tally)
 
     def _end(self, item: Item, deadline: Deadline) -> Outcome:
         if deadline.passed():
             return Outcome(Ending.LEFT)
         try:
-            hold = Generation.from_item(item)
-            if hold.status is Status.REFUNDED:
-                return Outcome(self._sweep(hold, deadline))
-            return Outcome(self._decide(hold, deadline))
-        except Exception as fault:  # noqa: BLE001 - no hold may keep the others from their end
+            generation = Generation.from_item(item)
+            if generation.status is Status.REFUNDED:
+                return Outcome(self._sweep(generation, deadline))
+            return Outcome(self._decide(generation, deadline))
+        except Exception as fault:  # noqa: BLE001 - one bad row must not block the others
             return Outcome(Ending.FAILED, fault)
 
-    def _decide(self, hold: Generation, deadline: Deadline) -> Ending:
-        stored = self._images.read(hold.image_key)
-        is_own = stored is not None and stored.attempt_id == hold.attempt_id
+    def _decide(self, generation: Generation, deadline: Deadline) -> Ending:
+        stored = self._images.read(generation.image_key)
+        is_own = stored is not None and stored.attempt_id == generation.attempt_id
         if stored is not None and is_own and is_whole_png(stored.content):
-            return self._settle(hold, stored, deadline)
-        revisit_at = int(self._clock()) + hold.lease_s
-        if self._ledger.refund(hold, EXPIRED, deadline, revisit_at) is Status.SETTLED:
+            return self._settle(generation, stored, deadline)
+        revisit_at = int(self._clock()) + generation.lease_s
+        if self._ledger.refund(generation, EXPIRED, deadline, revisit_at) is Status.SETTLED:
             return Ending.SETTLED
-        self._delete(hold, stored)
+        self._delete(generation, stored)
         return Ending.REFUNDED
 
-    def _settle(self, hold: Generation, stored: StoredImage, deadline: Deadline) -> Ending:
-        duration_ms = max(0, round(stored.stored_at * 1000) - hold.created_ms)
+    def _settle(self, generation: Generation, stored: StoredImage, deadline: Deadline) -> Ending:
+        duration_ms = max(0, round(stored.stored_at * 1000) - generation.created_ms)
         try:
-            self._ledger.settle(hold, duration_ms, deadline)
+            self._ledger.settle(generation, duration_ms, deadline)
         except ReservationGone:
-            self._delete(hold, stored)
+            self._delete(generation, stored)
             return Ending.REFUNDED
         return Ending.SETTLED
 
-    def _sweep(self, hold: Generation, deadline: Deadline) -> Ending:
-        self._delete(hold, self._images.read(hold.image_key))
-        self._ledger.clear_due(hold, deadline)
+    def _sweep(self, generation: Generation, deadline: Deadline) -> Ending:
+        self._delete(generation, self._images.read(generation.image_key))
+        self._ledger.clear_due(generation, deadline)
         return Ending.SWEPT
 
-    def _delete(self, hold: Generation, stored: StoredImage | None) -> None:
-        """Removes what was seen of a refunded generation, unless it is somebody else's."""
-        if stored is None or stored.attempt_id == hold.attempt_id:
-            self._images.delete(hold.image_key)
+    def _delete(self, generation: Generation, stored: StoredImage | None) -> None:
+        """Removes what was seen of a refunded generation, unless another attempt stored it."""
+        if stored is None or stored.attempt_id == generation.attempt_id:
+            self._images.delete(generation.image_key)

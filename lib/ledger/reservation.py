@@ -1,6 +1,6 @@
-"""The reservation: one transaction that pays, opens a generation and ties an idempotency key to it.
+"""The reservation: one transaction that debits, opens a generation and claims an idempotency key.
 
-Who can race for what, and which condition decides:
+What can race, and which condition decides:
 
     request A  |--reserve--|                         has_credits, below_limit  (account)
     request B      |--reserve--|                     never_used                (generation)
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lib.deadline import IDEMPOTENCY_TTL_S, IN_FLIGHT_RETRY_AFTER_S, RATE_WINDOW_S
 from lib.errors import (
     GenerationInFlight,
     IdempotencyKeyReused,
@@ -36,20 +37,14 @@ from lib.ledger.rows import (
 from lib.ledger.table import Reason
 
 __all__ = [
-    "IDEMPOTENCY_TTL_S",
-    "RATE_WINDOW_S",
     "AlreadyAccepted",
     "Attempt",
     "resolve_cancellation",
 ]
 
-IDEMPOTENCY_TTL_S = 24 * 60 * 60
-RATE_WINDOW_S = 60
-IN_FLIGHT_RETRY_AFTER_S = 3
-
 
 class AlreadyAccepted(Exception):
-    """The idempotency key stands for an asynchronous generation that is still to be made."""
+    """The idempotency key stands for an accepted generation that is still in progress."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation.id)
@@ -58,7 +53,11 @@ class AlreadyAccepted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One transaction to try. A later one knows more: the minute's window, a free millisecond."""
+    """One transaction to try. Its successor starts from what refused it.
+
+    ``opens_window`` starts a new rate window; ``released_ms`` names the refunded generation that
+    the idempotency key still points to.
+    """
 
     generation: Generation
     now_s: int
@@ -67,25 +66,28 @@ class Attempt:
 
     @property
     def window(self) -> int:
-        """The epoch second at which the current minute began."""
+        """The epoch second at which the current minute begins."""
         return self.now_s - self.now_s % RATE_WINDOW_S
 
     def writes(self) -> list[dict[str, Any]]:
-        """The transaction's items: account, generation and, with a key, idempotency."""
+        """The transaction's items: account, generation and, with a key, idempotency row."""
         writes = [self._debit(), self._open()]
         if self.generation.idempotency_key is not None:
             writes.append(self._claim(self.generation.idempotency_key))
         return writes
 
     def _debit(self) -> dict[str, Any]:
+        # Race: two requests for the last credits. Without it, the balance goes below 0.
         has_credits = "credits >= :price"
         values = {
             ":price": number(self.generation.credits),
             ":window": number(self.window),
-            # A sandbox whose clock is ahead may have opened the next window already.
+            # A sandbox whose clock is ahead may have opened the next window.
             ":latest": number(self.window + RATE_WINDOW_S),
             ":one": number(1),
         }
+        # Race: requests in one minute, of which the limit admits some. Without it, all pass, or
+        # two requests both open the minute's window and reset its count.
         if self.opens_window:
             stale = "rateWindow < :window OR rateWindow > :latest"
             not_closed = "(attribute_not_exists(rateLimit) OR rateLimit > :zero)"
@@ -110,6 +112,7 @@ class Attempt:
         }
 
     def _open(self) -> dict[str, Any]:
+        # Race: two requests in one millisecond. Without it, one generation overwrites the other.
         never_used = "attribute_not_exists(pk)"
         return {
             "Put": {
@@ -119,10 +122,13 @@ class Attempt:
         }
 
     def _claim(self, key: str) -> dict[str, Any]:
-        # TTL deletes an expired row some time later; until then it counts as gone.
+        # Race: two requests with one key. Without it, both would be charged. DynamoDB deletes an
+        # expired row some time after ``expiresAt``; until then it counts as free.
         key_is_free = "attribute_not_exists(pk) OR expiresAt <= :now"
         values = {":now": number(self.now_s)}
         if self.released_ms is not None:
+            # Race: two retries after a refund. Only the one that still finds the refunded
+            # generation under the key may claim it.
             key_is_free += " OR generation = :released"
             values[":released"] = number(self.released_ms)
         row = idempotency_key(self.generation.organisation, key) | {
@@ -146,11 +152,11 @@ def resolve_cancellation(
     image_key: Callable[[int], str],
     now_ms: int,
 ) -> Attempt | Generation:
-    """What to do about a transaction that DynamoDB cancelled because conditions failed.
+    """What follows from a transaction that DynamoDB cancelled because conditions failed.
 
     Returns:
-        A better attempt; or a generation: this caller's own, when an earlier try of the same
-        attempt had succeeded unheard, or the settled one that the idempotency key stands for.
+        The next attempt; or a generation: the caller's own, if an earlier try of the same attempt
+        committed and its response was lost, or the settled one that the idempotency key stands for.
 
     Raises:
         InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused
@@ -198,7 +204,7 @@ def _replay(earlier: Generation, mine: Generation) -> Generation:
 
 
 def _account_allows(item: Item | None, attempt: Attempt, price: int) -> bool:
-    """Whether the next attempt must open the minute's window; raises what the customer is told."""
+    """Whether the next attempt must open the minute's window; raises if the account refuses."""
     if item is None:
         raise InsufficientCredits(price, 0)
     account = Account.from_item(item)

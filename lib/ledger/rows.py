@@ -1,11 +1,13 @@
 """The items of the credits table, as Python values and as DynamoDB's JSON.
 
     account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed
-    generation   pk ORG#<org>  sk GEN#<ms>    one image that was asked for, and what became of it
-    idempotency  pk ORG#<org>  sk IDEM#<key>  which generation a customer's key stands for
+    generation   pk ORG#<org>  sk GEN#<ms>    one requested image and its outcome
+    idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
 
-``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds.
+``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds. A generation
+with something left to do carries ``dueShard`` and ``dueAt``, the keys of the sparse index ``Due``:
+while it is reserved, ``dueAt`` is the end of its lease.
 """
 
 import re
@@ -42,7 +44,7 @@ DUE_SHARDS = 4
 
 
 class Status(StrEnum):
-    """A generation is reserved once, and then settled or refunded for good."""
+    """A generation is reserved first, then settled or refunded for good."""
 
     RESERVED = "reserved"
     SETTLED = "settled"
@@ -50,12 +52,12 @@ class Status(StrEnum):
 
 
 def string(value: str) -> dict[str, str]:
-    """DynamoDB's JSON of a string."""
+    """A string in DynamoDB's JSON."""
     return {"S": value}
 
 
 def number(value: int) -> dict[str, str]:
-    """DynamoDB's JSON of a whole number."""
+    """A whole number in DynamoDB's JSON."""
     return {"N": str(value)}
 
 
@@ -70,32 +72,32 @@ def generation_key(organisation: str, created_ms: int) -> dict[str, dict[str, st
 
 
 def idempotency_key(organisation: str, key: str) -> dict[str, dict[str, str]]:
-    """The key of the row that ties a customer's idempotency key to a generation."""
+    """The key of an idempotency row."""
     return {"pk": string(f"ORG#{organisation}"), "sk": string(f"IDEM#{key}")}
 
 
 def organisation_of(item: Item) -> str:
-    """Whose item it is."""
+    """The organisation that owns the item."""
     return str(item["pk"]["S"]).removeprefix("ORG#")
 
 
 def parse_id(text: str) -> int | None:
-    """The creation time in milliseconds that ``Generation.id`` tells; None if it is no id."""
+    """The creation time in milliseconds behind a ``Generation.id``; None if it is not an id."""
     return int(text) if _ID.fullmatch(text) else None
 
 
 def due_shard(created_ms: int) -> str:
-    """Which of the partitions of ``Due`` an open reservation stands in.
+    """The partition of ``Due`` for a generation.
 
-    One partition of an index takes 1,000 writes a second, and a reservation is two of them: four
-    partitions take 2,000 reservations a second.
+    A partition of an index takes 1,000 writes a second, and a generation makes two of them: four
+    partitions take 2,000 generations a second.
     """
     return str(created_ms % DUE_SHARDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An organisation's balance and its requests of the current minute."""
+    """An organisation's balance and its requests in the current minute."""
 
     credits: int
     rate_limit: int
@@ -104,7 +106,7 @@ class Account:
 
     @classmethod
     def from_item(cls, item: Item) -> "Account":
-        """Reads a stored account; one that never had a request has no window yet."""
+        """Reads a stored account; before its first request it has no rate window."""
         return cls(
             credits=_int(item, "credits", 0),
             rate_limit=_int(item, "rateLimit", DEFAULT_RATE_LIMIT),
@@ -115,7 +117,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One image that was asked for, and what became of it."""
+    """One requested image and its outcome. ``due_at`` is in epoch seconds."""
 
     organisation: str
     created_ms: int
@@ -136,12 +138,12 @@ class Generation:
 
     @property
     def id(self) -> str:
-        """The identity in the organisation: its creation time, 13 digits."""
+        """The identity within the organisation: its creation time, 13 digits."""
         return f"{self.created_ms:013d}"
 
     @property
     def lease_s(self) -> int:
-        """How long, in seconds, somebody may still be making its image after the row is seen."""
+        """For how many seconds a process that has just seen the row may go on drawing its image."""
         return WORKER_LEASE_S if self.asynchronous else LEASE_S
 
     @property
@@ -172,7 +174,7 @@ class Generation:
 
     @classmethod
     def from_item(cls, item: Item) -> "Generation":
-        """Reads a stored generation, or the part of one that ``Due`` carries."""
+        """Reads a stored generation, or the part of one that ``Due`` projects."""
         return cls(
             organisation=organisation_of(item),
             created_ms=int(item["sk"]["S"].removeprefix("GEN#")),
@@ -195,7 +197,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Credits that an operator added (or, negative, took)."""
+    """Credits that an operator added or, if negative, took."""
 
     grant_id: str
     credits: int

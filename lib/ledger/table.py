@@ -25,7 +25,7 @@ from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
 from lib.clients import error_code, http_status
-from lib.deadline import Deadline
+from lib.deadline import LEDGER_CALL_S, Deadline
 from lib.ledger.rows import Item
 
 if TYPE_CHECKING:
@@ -39,12 +39,10 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 0.8
-# A conflict is over with the other transaction, in milliseconds. With pauses as long as those for a
-# fault, whoever lost a few times would wait while newcomers with short pauses go first.
+# A conflict ends with the other transaction, in milliseconds. With pauses as long as those after
+# a fault, a request that has lost a few times would wait while newcomers overtake it.
 LONGEST_PAUSE_AFTER_CONFLICT_S = 0.2
 MAX_TRIES = 100
-CALL_TAKES_S = 3.0
-"""A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
 
 _CONFLICT = frozenset({"TransactionConflict", "TransactionConflictException"})
 _THROTTLED = frozenset(
@@ -76,10 +74,10 @@ _LOST_RESPONSE = (
 
 
 class LedgerUnreachable(Exception):
-    """The call did not succeed in time, or can't succeed at all.
+    """The call did not succeed in time, or cannot succeed.
 
-    ``maybe_done`` is true when some try may have taken effect although no answer said so.
-    ``hopeless`` is true when DynamoDB refused the call itself (permissions, a missing table).
+    ``maybe_done``: some try may have taken effect and its response was lost.
+    ``hopeless``: DynamoDB refused the call itself (permissions, a missing table).
     """
 
     def __init__(self, *, maybe_done: bool, hopeless: bool = False) -> None:
@@ -89,7 +87,7 @@ class LedgerUnreachable(Exception):
 
 
 class ConditionFailed(Exception):
-    """The write's condition does not hold. ``item`` is the row as it is, if there is one."""
+    """The write's condition does not hold. ``item`` is the present row, if there is one."""
 
     def __init__(self, item: Item | None) -> None:
         super().__init__("the condition does not hold")
@@ -112,13 +110,13 @@ class Table:
         self._jitter = jitter
 
     def transact(self, writes: list[dict[str, dict[str, Any]]], deadline: Deadline) -> list[Reason]:
-        """Does all of ``writes`` or none.
+        """Commits all of ``writes`` or none.
 
-        The explicit token makes DynamoDB itself recognise a repetition of this call for ten
-        minutes; the writes' own conditions hold for ever.
+        The token makes DynamoDB recognise a repetition of this call for ten minutes; the writes'
+        own conditions hold for ever.
 
         Returns:
-            Nothing when it was done, otherwise DynamoDB's reasons, one for each write in order.
+            An empty list if it committed, otherwise DynamoDB's reasons, one per write in order.
         """
         arguments: dict[str, Any] = {
             "TransactItems": [
@@ -162,17 +160,17 @@ class Table:
             raise ConditionFailed(cast("Item | None", fault.response.get("Item"))) from fault
 
     def get(self, key: Item, deadline: Deadline) -> Item | None:
-        """The item as it is now, read consistently."""
+        """The item, read consistently; None if it does not exist."""
         arguments: dict[str, Any] = {"TableName": self.name, "Key": key, "ConsistentRead": True}
         answer = self._call_with_retries(lambda: self._client.get_item(**arguments), deadline)
         return answer.get("Item")
 
     def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
-        """All of a query's items, page by page."""
+        """A query's items, page by page."""
         return self._pages(self._client.query, query, deadline)
 
     def scan(self, scan: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
-        """All of a scan's items, page by page. It reads the whole table."""
+        """A scan's items, page by page. It reads the whole table."""
         return self._pages(self._client.scan, scan, deadline)
 
     def _pages(
@@ -189,17 +187,17 @@ class Table:
             request = request | {"ExclusiveStartKey": page["LastEvaluatedKey"]}
 
     def _write(self, write: dict[str, Any]) -> dict[str, Any]:
-        """A refused write answers with the item that refused it, which saves a read."""
+        """Adds the table; a refused write then returns the item that refused it, without a read."""
         return {
             "TableName": self.name,
             "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
         } | write
 
     def _call_with_retries(self, call: Callable[[], T], deadline: Deadline) -> T:
-        """What ``call`` returns, tried again while that can help and a whole try fits in.
+        """The result of ``call``, retried while a retry can help and a whole call fits.
 
         Raises:
-            ClientError: only a decision about the data, that is a condition that does not hold.
+            ClientError: a decision about the data, that is a condition that does not hold.
             LedgerUnreachable: no decision.
         """
         maybe_done = False
@@ -220,20 +218,20 @@ class Table:
             except BotoCoreError as fault:
                 raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
             pause_s = self._jitter() * longest_pause_s(tries, after_conflict=conflict)
-            if deadline.remaining_s() <= pause_s + CALL_TAKES_S:
+            if deadline.remaining_s() <= pause_s + LEDGER_CALL_S:
                 break
             self._sleep(pause_s)
         raise LedgerUnreachable(maybe_done=maybe_done)
 
 
 def longest_pause_s(tries: int, *, after_conflict: bool) -> float:
-    """What the pause before another try is at most: ``tries`` earlier ones had one of their own."""
+    """The longest pause, in seconds, before the next try; ``tries`` pauses came before it."""
     longest = LONGEST_PAUSE_AFTER_CONFLICT_S if after_conflict else LONGEST_PAUSE_S
     return min(longest, FIRST_PAUSE_S * float(2**tries))
 
 
 def _codes(fault: ClientError) -> set[str]:
-    """The codes of a cancelled transaction's items, or the one code of any other error."""
+    """The codes of a cancelled transaction's items, or the code of any other error."""
     code = error_code(fault)
     if code != "TransactionCanceledException":
         return {code}

@@ -1,4 +1,4 @@
-"""The shapes that the product sells."""
+"""The aspect ratios that the API offers."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ __all__ = ["AspectRatio"]
 
 
 class AspectRatio(StrEnum):
-    """Width to height of the picture: the ten that the product sells."""
+    """The ten aspect ratios of the product reference, width to height."""
 
     SQUARE = "1:1"
     PORTRAIT_2_3 = "2:3"
@@ -21,6 +21,6 @@ class AspectRatio(StrEnum):
 
     @property
     def width_over_height(self) -> float:
-        """The ratio as one number: 16:9 is 1.78."""
+        """The ratio as a number: 1.78 for 16:9."""
         width, height = self.value.split(":")
         return int(width) / int(height)

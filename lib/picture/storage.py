@@ -1,9 +1,9 @@
-"""The images, in S3 or in Cloudflare R2, through one client that speaks S3's protocol.
+"""Stores images in S3, or in Cloudflare R2 through its S3 API.
 
-An object is written once (``If-None-Match: *``), under a key that belongs to one generation, and
-carries that generation's ``attemptId`` as metadata: a writer whose first success was lost sees 412
-on its second try and recognises its own object. S3 answers 412, or 409 while two writers race; R2
-answers 412.
+An object is written once (``If-None-Match: *``) under the key of one generation, with that
+generation's ``attemptId`` as metadata. If the response to a successful PUT is lost, the retry gets
+a 412 and the writer recognises its own object. S3 returns 412, or 409 while two writers race; R2
+returns 412. Source: "Conditional writes" in S3's user guide.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lib.clients import SecretUnreadable, error_code, http_status, read_secret, storage
-from lib.deadline import REFUND_TAKES_S, Deadline
+from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.errors import StorageFailed
 from lib.settings import Settings
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 __all__ = [
-    "CALL_TAKES_S",
     "PNG_MIME_TYPE",
     "Images",
     "KeyTaken",
@@ -39,25 +38,25 @@ __all__ = [
 
 PNG_MIME_TYPE: Literal["image/png"] = "image/png"
 MAX_PUTS = 3
-CALL_TAKES_S = 4.0
-"""A call that goes unanswered: connecting and one read timeout; see ``lib.clients``."""
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
-_CACHE_FOR_EVER = "public, max-age=31536000, immutable"
+_CACHE_FOREVER = "public, max-age=31536000, immutable"
 
 
 class StorageUnreachable(Exception):
-    """The object store gave no answer that helps."""
+    """The object store failed, did not respond, or its credentials are unusable."""
 
 
 class KeyTaken(StorageFailed):
-    """Somebody else's object is under the key: it is neither ours to keep nor to delete."""
+    """Another attempt's object is under the key: this attempt may neither keep nor delete it."""
+
+    may_be_stored = False
 
 
 class ObjectStore:
-    """The client of the bucket: S3, or R2 when an endpoint is configured.
+    """Builds the S3 client once, for S3 or, if an endpoint is configured, for R2.
 
-    R2's credentials are a secret, so its client is built on first use.
+    R2's credentials are read from a secret, so its client is built on first use.
     """
 
     def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
@@ -74,7 +73,7 @@ class ObjectStore:
         """The client.
 
         Raises:
-            StorageUnreachable: the credentials can't be read, or are not what they should be.
+            StorageUnreachable: the secret with the credentials cannot be read or is malformed.
         """
         with self._lock:
             if self._client is None:
@@ -89,13 +88,13 @@ class ObjectStore:
             credentials = pair["accessKeyId"], pair["secretAccessKey"]
         except (SecretUnreadable, ValueError, TypeError, KeyError) as fault:
             raise StorageUnreachable from fault
-        # R2 knows one region.
+        # R2's only region. Source: developers.cloudflare.com/r2/api/s3/api.
         return storage("auto", self._endpoint, credentials)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An object as it was found. ``stored_at`` is in epoch seconds."""
+    """An object read from the bucket. ``stored_at`` is in epoch seconds."""
 
     content: bytes
     attempt_id: str | None
@@ -103,7 +102,7 @@ class StoredImage:
 
 
 class Images:
-    """One bucket. ``client`` gives the S3 client, or raises ``StorageUnreachable``."""
+    """The images in one bucket. ``client`` returns the S3 client, as ``ObjectStore`` does."""
 
     def __init__(
         self,
@@ -122,28 +121,28 @@ class Images:
         return public_url(self._base_url, key)
 
     def prepare(self) -> None:
-        """Makes the client ready, which may take reading R2's credentials.
+        """Builds the client now, which may read R2's credentials.
 
         Raises:
-            StorageUnreachable
+            StorageUnreachable: the credentials are unusable.
         """
         self._client()
 
     def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> None:
         """Stores ``png`` under ``key``, at most once.
 
-        It tries again while that leaves the time for a refund.
+        Retries transient faults, up to ``MAX_PUTS`` calls, while enough time for a refund remains.
 
         Raises:
-            KeyTaken: another attempt's object is there.
-            StorageFailed: it is not stored, or nobody can say whether it is.
+            KeyTaken: another attempt's object is stored under ``key``.
+            StorageFailed: the object is not stored, or its state is unknown.
         """
-        for tries in range(1, MAX_PUTS + 1):
+        for attempt in range(1, MAX_PUTS + 1):
             try:
                 self._put(key, png, attempt_id)
             except ClientError as fault:
                 if http_status(fault) == HTTPStatus.PRECONDITION_FAILED:
-                    self._check_own(key, attempt_id)
+                    self._require_own(key, attempt_id)
                     return
                 if not _is_transient(fault):
                     raise StorageFailed from fault
@@ -152,25 +151,26 @@ class Images:
                 last = fault
             else:
                 return
-            if tries == MAX_PUTS or deadline.remaining_s() < CALL_TAKES_S + REFUND_TAKES_S:
+            if attempt == MAX_PUTS or deadline.remaining_s() < STORAGE_CALL_S + LEDGER_CALL_S:
                 raise StorageFailed from last
-            self._sleep(0.1 * tries)
+            self._sleep(0.1 * attempt)
 
     def read(self, key: str) -> StoredImage | None:
-        """The whole object ``key``, or nothing when there is none.
+        """The object ``key``; None if it does not exist.
 
-        S3 answers 403 for a missing key to whoever may not list the bucket, so the caller's role
-        needs ``s3:ListBucket``. Source: GetObject in S3's API reference.
+        Without ``s3:ListBucket``, S3 returns 403 instead of 404 for a missing key, so the caller's
+        role needs that permission. Source: GetObject in S3's API reference.
 
         Raises:
-            StorageUnreachable: no answer, or one that broke off.
+            StorageUnreachable: the call failed, the body is larger than ``MAX_STORED_BYTES``, or
+                it was cut off.
         """
         try:
-            answer = self._client().get_object(Bucket=self._bucket, Key=key)
-            # Entering the body itself would give the bare socket, which takes a connection that
-            # breaks off for the end of the object.
-            with closing(answer["Body"]) as body:
-                if answer["ContentLength"] > MAX_STORED_BYTES:
+            found = self._client().get_object(Bucket=self._bucket, Key=key)
+            # As a context manager, the body would be the raw stream, which reports a dropped
+            # connection as the end of the object.
+            with closing(found["Body"]) as body:
+                if found["ContentLength"] > MAX_STORED_BYTES:
                     raise StorageUnreachable
                 content = body.read()
         except ClientError as fault:
@@ -181,15 +181,15 @@ class Images:
             raise StorageUnreachable from fault
         return StoredImage(
             content=content,
-            attempt_id=answer["Metadata"].get(_ATTEMPT),
-            stored_at=answer["LastModified"].timestamp(),
+            attempt_id=found["Metadata"].get(_ATTEMPT),
+            stored_at=found["LastModified"].timestamp(),
         )
 
     def delete(self, key: str) -> None:
-        """Removes the object ``key``; harmless when there is none.
+        """Deletes the object ``key``; does nothing if it does not exist.
 
         Raises:
-            StorageUnreachable
+            StorageUnreachable: the call failed; the object may have been deleted.
         """
         try:
             self._client().delete_object(Bucket=self._bucket, Key=key)
@@ -202,13 +202,18 @@ class Images:
             Key=key,
             Body=png,
             ContentType=PNG_MIME_TYPE,
-            CacheControl=_CACHE_FOR_EVER,
+            CacheControl=_CACHE_FOREVER,
             IfNoneMatch="*",
             Metadata={_ATTEMPT: attempt_id},
         )
 
-    def _check_own(self, key: str, attempt_id: str) -> None:
-        """Passes when the object under ``key`` was stored by this very attempt."""
+    def _require_own(self, key: str, attempt_id: str) -> None:
+        """Returns if this attempt stored the object ``key``.
+
+        Raises:
+            KeyTaken: another attempt did.
+            StorageFailed: the call failed.
+        """
         try:
             found = self._client().head_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError, StorageUnreachable) as fault:
@@ -218,11 +223,12 @@ class Images:
 
 
 def public_url(base_url: str, key: str) -> str:
-    """Where everybody finds the object ``key`` of a bucket that is served under ``base_url``."""
+    """The public URL of the object ``key`` in a bucket served at ``base_url``."""
     return f"{base_url}/{key}"
 
 
 def _is_transient(fault: ClientError) -> bool:
+    """Whether the same PUT may succeed when repeated."""
     status = http_status(fault)
     return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (
         HTTPStatus.CONFLICT,

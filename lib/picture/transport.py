@@ -1,7 +1,7 @@
-"""An HTTP exchange that ends: by one deadline for all of it, and with a largest size.
+"""An HTTP transport with one deadline for the whole exchange and a limit on the response's size.
 
-The usual timeouts are per read and per connection attempt, so a server that drips its answer a byte
-at a time is never timed out. Here every operation on the socket is given what is left of the time.
+HTTP clients usually apply timeouts per read and per connection attempt, so a server that drips its
+response a byte at a time never times out. Here every socket operation gets the time that remains.
 """
 
 import socket
@@ -13,32 +13,31 @@ from typing import Any
 import httpcore2
 import httpx2
 
-__all__ = ["MAX_ANSWER_BYTES", "AnswerTooLarge", "BoundedTransport"]
+__all__ = ["MAX_RESPONSE_BYTES", "BoundedTransport", "ResponseTooLarge"]
 
-# 24 MiB of picture in base64. A 1K JPEG is 1 to 2 MB; the whole answer is held several times over.
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-# One address of several that does not answer must not use up the time of the others.
+# 24 MiB of picture in base64. A 1K JPEG takes 1 to 2 MB. The response is in memory several times.
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+# Leaves time for the other addresses of a host if one does not respond.
 CONNECT_S = 3.0
-# Saves the TLS handshake between calls. A connection that the server closed is not reused.
+# Reusing an idle connection saves a TLS handshake. The pool skips those that the server has closed.
 KEEP_IDLE_S = 60.0
 MAX_CONNECTIONS = 100
 
 
-class AnswerTooLarge(Exception):
-    """The body is over ``MAX_ANSWER_BYTES``."""
+class ResponseTooLarge(Exception):
+    """The response's body is larger than ``MAX_RESPONSE_BYTES``."""
 
 
 class BoundedTransport(httpx2.BaseTransport):
-    """HTTP/1.1 that ends: a request's timeout limits all of it, and a body has a largest size.
+    """HTTP/1.1 in which a request's timeout bounds the whole exchange, and the body has a limit.
 
-    It runs in the caller's thread and closes the connection of a request that it gives up, so
-    neither a thread nor a socket is left behind, and a frozen or snapshotted process has nothing
-    running. Every operation on the socket is given what is left of the time: httpcore2 hands the
-    numbers under ``timeout`` to its network backend untouched, and here they are not durations but
-    the moment, on ``time.monotonic``'s clock, by which the whole exchange must have ended.
+    It runs in the caller's thread and closes the connection of an abandoned request, so no thread
+    or socket outlives it, and a frozen or snapshotted process has nothing running. httpcore2 passes
+    the numbers under ``timeout`` to its network backend unchanged; here they are not durations but
+    the time on ``time.monotonic``'s clock at which the exchange must end.
 
-    Of the answer's header nothing passes: no redirect to follow, no cookie to keep, no encoding
-    to undo.
+    Response headers are dropped, so that there are no redirects to follow, cookies to keep or
+    encodings to undo.
     """
 
     def __init__(self, tls: ssl.SSLContext) -> None:
@@ -51,12 +50,18 @@ class BoundedTransport(httpx2.BaseTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends ``request``; its read timeout, in seconds, limits the whole exchange."""
+        """Sends ``request``; its read timeout, in seconds, bounds the whole exchange.
+
+        Raises:
+            httpcore2.TimeoutException: the time ran out.
+            httpcore2.NetworkError, httpcore2.ProtocolError: the exchange failed.
+            ResponseTooLarge: while the body is read.
+        """
         timeout_s: float = request.extensions["timeout"]["read"]
         ends_at = time.monotonic() + timeout_s
         limits = {"connect": ends_at, "read": ends_at, "write": ends_at, "pool": timeout_s}
         url = request.url
-        answer = self._pool.handle_request(
+        response = self._pool.handle_request(
             httpcore2.Request(
                 method=request.method,
                 url=httpcore2.URL(
@@ -67,31 +72,33 @@ class BoundedTransport(httpx2.BaseTransport):
                 extensions={"timeout": limits},
             )
         )
-        return httpx2.Response(answer.status, stream=_BoundedBody(answer))
+        return httpx2.Response(response.status, stream=_BoundedBody(response))
 
     def close(self) -> None:
-        """Closes the idle connections."""
+        """Closes idle connections."""
         self._pool.close()
 
 
 class _BoundedBody(httpx2.SyncByteStream):
-    def __init__(self, answer: httpcore2.Response) -> None:
-        self._answer = answer
+    """The body of ``response``, up to ``MAX_RESPONSE_BYTES``."""
+
+    def __init__(self, response: httpcore2.Response) -> None:
+        self._response = response
 
     def __iter__(self) -> Iterator[bytes]:
         size = 0
-        for chunk in self._answer.iter_stream():
+        for chunk in self._response.iter_stream():
             size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise AnswerTooLarge
+            if size > MAX_RESPONSE_BYTES:
+                raise ResponseTooLarge
             yield chunk
 
     def close(self) -> None:
-        self._answer.close()
+        self._response.close()
 
 
 class _Network(httpcore2.NetworkBackend):
-    """Sockets whose ``timeout`` is the moment by which all must have ended."""
+    """Sockets whose ``timeout`` is when, on the monotonic clock, the exchange must end."""
 
     def __init__(self) -> None:
         self._sockets = httpcore2.SyncBackend()
@@ -104,16 +111,19 @@ class _Network(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connects to the first address of ``host`` that answers.
+        """Connects to the first address of ``host`` that responds.
 
-        The standard library would give each of them the whole time.
+        The standard library would give each address the full timeout.
+
+        Raises:
+            httpcore2.ConnectError, httpcore2.ConnectTimeout: no address responded.
         """
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as fault:
             raise httpcore2.ConnectError from fault
         unreachable: Exception = httpcore2.ConnectError()
-        for address in found:
+        for address in addresses:
             left_s = _left_s(timeout, httpcore2.ConnectTimeout)
             try:
                 stream = self._sockets.connect_tcp(
@@ -127,6 +137,8 @@ class _Network(httpcore2.NetworkBackend):
 
 
 class _Stream(httpcore2.NetworkStream):
+    """A connected socket; ``timeout`` as in ``_Network``."""
+
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
 
@@ -152,9 +164,13 @@ class _Stream(httpcore2.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-def _left_s(ends_at: float | None, passed: type[httpcore2.TimeoutException]) -> float:
-    """Seconds until ``ends_at``; the lack of a moment counts as one that has passed."""
+def _left_s(ends_at: float | None, timeout: type[httpcore2.TimeoutException]) -> float:
+    """Seconds until ``ends_at`` on the monotonic clock.
+
+    Raises:
+        httpcore2.TimeoutException: of the type ``timeout``, if ``ends_at`` has passed or is None.
+    """
     left_s = (ends_at or 0.0) - time.monotonic()
     if left_s <= 0:
-        raise passed
+        raise timeout
     return left_s

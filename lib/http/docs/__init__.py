@@ -1,7 +1,7 @@
-"""The docs page: one file with the playground in it, and nothing that comes from elsewhere.
+"""The docs page: a single HTML document with the playground, loading nothing from other hosts.
 
-Its tables are made from the OpenAPI document, so they say what the service does. Its script and its
-styles are inline, and the content security policy names them by their hashes: nothing else runs.
+Its tables are built from the OpenAPI document, so they match what the service does. Script and
+styles are inline, and the content security policy allows them by hash and nothing else.
 """
 
 import base64
@@ -13,39 +13,43 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.http.contract import openapi
 from lib.http.models import MAX_PROMPT_CHARACTERS
+from lib.http.openapi import openapi
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["headers", "page"]
 
 _HERE = Path(__file__).parent
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _RATIO_PX = 48
 _GENERATE = ("/api/v1/models/gemini/generate", "post")
 
-_GOOD_FOR: Mapping[AspectRatio, str] = {
+_SUGGESTED_USES: Mapping[AspectRatio, str] = {
     AspectRatio.SQUARE: "avatars, album covers, product tiles",
     AspectRatio.PORTRAIT_2_3: "posters, book covers",
     AspectRatio.LANDSCAPE_3_2: "35 mm prints, article headers",
-    AspectRatio.PORTRAIT_3_4: "catalogue pages, tablets held upright",
+    AspectRatio.PORTRAIT_3_4: "catalogue pages, tablets in portrait",
     AspectRatio.LANDSCAPE_4_3: "illustrations in documents, projectors",
     AspectRatio.PORTRAIT_4_5: "tall posts in a feed",
-    AspectRatio.LANDSCAPE_5_4: "framed prints of 10 by 8 inches",
-    AspectRatio.PORTRAIT_9_16: "phones held upright, covers of short videos",
+    AspectRatio.LANDSCAPE_5_4: "framed prints, 10 by 8 inches",
+    AspectRatio.PORTRAIT_9_16: "phone screens, covers of short videos",
     AspectRatio.LANDSCAPE_16_9: "slides, monitors, stills for video",
     AspectRatio.ULTRA_WIDE_21_9: "page banners, panoramas",
 }
 
 
 def page(origin: str) -> str:
-    """The page as HTML, with examples for the service at ``origin``, such as https://host."""
+    """The page as HTML, with examples for the service at ``origin``, such as ``https://host``."""
     return _page().replace("{{origin}}", html.escape(origin))
 
 
 def headers(image_base_url: str) -> dict[str, str]:
-    """The headers that the page is sent with; images may come from ``image_base_url`` too."""
+    """The response headers of the page.
+
+    The content security policy (https://www.w3.org/TR/CSP3/) allows images from this service and
+    from the origin of ``image_base_url``.
+    """
     images = re.sub(r"^(https?://[^/]+).*", r"\1", image_base_url)
     policy = {
         "default-src": "'none'",
@@ -68,11 +72,12 @@ def headers(image_base_url: str) -> dict[str, str]:
 
 @cache
 def _page() -> str:
+    """The page with ``{{origin}}`` still to be filled in. Built once per process."""
     document = openapi("{{origin}}")
     schemas = document["components"]["schemas"]
     path, method = _GENERATE
     responses = document["paths"][path][method]["responses"]
-    filling = {
+    values = {
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         "price": str(CREDITS_PER_IMAGE),
@@ -88,31 +93,35 @@ def _page() -> str:
         "ratio_cards": "".join(_ratio_card(ratio) for ratio in AspectRatio),
         "origin": "{{origin}}",
     }
-    return _PLACE.sub(lambda place: filling[place[1]], _asset("page.html"))
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], _asset("page.html"))
 
 
 @cache
 def _asset(name: str) -> str:
+    """The text of a file beside this module."""
     return (_HERE / name).read_text(encoding="utf-8")
 
 
 @cache
 def _hash_of(name: str) -> str:
+    """The CSP hash source of an inline script or style sheet."""
     digest = hashlib.sha256(_asset(name).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _row(*cells: str) -> str:
+    """A table row of HTML cells, headed by the first."""
     first, *others = cells
     return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{each}</td>" for each in others)}</tr>'
 
 
 def _code(text: object) -> str:
+    """``text``, escaped, as inline code."""
     return f"<code>{html.escape(str(text))}</code>"
 
 
 def _prose(text: str) -> str:
-    """Text with what stands in backticks as code."""
+    """``text``, escaped, with backticks rendered as inline code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
@@ -136,6 +145,7 @@ def _field_rows(schema: Mapping[str, Any]) -> str:
 
 
 def _type_of(field: Mapping[str, Any]) -> str:
+    """The type of a field as a reader would name it, from its JSON schema."""
     if "const" in field:
         return f"always {field['const']}"
     if "anyOf" in field:
@@ -162,9 +172,10 @@ def _route_rows(paths: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _error_rows(responses: Mapping[str, Any]) -> str:
+    """One row for each error code of the statuses from 400 on."""
     rows = []
     for status, response in responses.items():
-        if int(status) < 400:  # noqa: PLR2004 - the first of HTTP's errors
+        if int(status) < 400:  # noqa: PLR2004 - the lowest error status
             continue
         for code, example in response["content"]["application/json"]["examples"].items():
             body = example["value"]
@@ -172,8 +183,8 @@ def _error_rows(responses: Mapping[str, Any]) -> str:
     return "".join(rows)
 
 
-def _drawing(ratio: AspectRatio) -> str:
-    """The ratio as a rectangle; all ten have the same scale."""
+def _outline(ratio: AspectRatio) -> str:
+    """The ratio drawn as an SVG rectangle whose longer side is ``_RATIO_PX``."""
     longest = max(ratio.width_over_height, 1 / ratio.width_over_height)
     width = _RATIO_PX if ratio.width_over_height >= 1 else _RATIO_PX / longest
     height = _RATIO_PX if ratio.width_over_height <= 1 else _RATIO_PX / longest
@@ -190,12 +201,12 @@ def _ratio_choice(ratio: AspectRatio) -> str:
     checked = " checked" if ratio is AspectRatio.SQUARE else ""
     return (
         f'<label class="ratio"><input type="radio" name="ratio" value="{ratio.value}"{checked}>'
-        f"{_drawing(ratio)}<span>{ratio.value}</span></label>"
+        f"{_outline(ratio)}<span>{ratio.value}</span></label>"
     )
 
 
 def _ratio_card(ratio: AspectRatio) -> str:
     return (
-        f"<li>{_drawing(ratio)}<div><strong>{ratio.value}</strong>"
-        f"<span>{html.escape(_GOOD_FOR[ratio])}</span></div></li>"
+        f"<li>{_outline(ratio)}<div><strong>{ratio.value}</strong>"
+        f"<span>{html.escape(_SUGGESTED_USES[ratio])}</span></div></li>"
     )

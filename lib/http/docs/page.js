@@ -9,23 +9,23 @@ const go = find("go");
 const canvas = find("canvas");
 const status = find("status");
 
-// The key lives as long as the tab: session storage is neither shared nor kept.
-const remembered = "api-key";
+// Session storage is private to this tab and cleared when it closes.
+const STORED_KEY = "api-key";
 try {
-  keyField.value = sessionStorage.getItem(remembered) ?? "";
+  keyField.value = sessionStorage.getItem(STORED_KEY) ?? "";
 } catch {
-  // Storage may be switched off; then the key is gone after a reload, and nothing else.
+  // Storage may be disabled. Then the key does not survive a reload.
 }
 
 const element = (name, properties = {}, ...children) => {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), properties);
+  created.append(...children);
+  return created;
 };
 
-const say = (kind, ...what) => {
+const showStatus = (kind, ...content) => {
   status.className = `status ${kind}`;
-  status.replaceChildren(...what);
+  status.replaceChildren(...content);
 };
 
 const call = (path, options = {}) =>
@@ -39,7 +39,7 @@ const randomKey = () =>
     .map((byte) => byte.toString(16).padStart(2, "0"))
     .join("");
 
-const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 const showRequest = (body, key) => {
   find("curl").textContent = [
@@ -47,28 +47,28 @@ const showRequest = (body, key) => {
     '  -H "Authorization: Bearer $API_KEY" \\',
     "  -H 'Content-Type: application/json' \\",
     `  -H 'Idempotency-Key: ${key}' \\`,
-    `  -d ${inShell(body)}`,
+    `  -d ${shellQuoted(body)}`,
   ].join("\n");
   find("request").hidden = false;
 };
 
 const startClock = () => {
-  const began = performance.now();
+  const startedAt = performance.now();
   const clock = element("p", { className: "clock" }, "0.0 s");
   canvas.classList.add("busy");
   canvas.replaceChildren(
-    element("div", {}, clock, element("p", {}, "Gemini is drawing ...")),
+    element("div", {}, clock, element("p", {}, "Generating...")),
   );
-  const ticking = setInterval(() => {
-    clock.textContent = `${((performance.now() - began) / 1000).toFixed(1)} s`;
+  const timer = setInterval(() => {
+    clock.textContent = `${((performance.now() - startedAt) / 1000).toFixed(1)} s`;
   }, 100);
   return () => {
-    clearInterval(ticking);
+    clearInterval(timer);
     canvas.classList.remove("busy");
   };
 };
 
-const showNothing = (sentence) => canvas.replaceChildren(element("p", {}, sentence));
+const showMessage = (sentence) => canvas.replaceChildren(element("p", {}, sentence));
 
 const showImage = (url, prompt) => {
   const image = element("img", { src: url, alt: prompt });
@@ -77,41 +77,42 @@ const showImage = (url, prompt) => {
   );
 };
 
-const PLAINLY = {
-  unauthorized: "This key doesn't open the door. Check that it is whole, and neither expired nor revoked.",
-  insufficient_credits: "There are not enough credits left on this account.",
-  content_rejected: "Gemini refused this prompt or the picture that came of it. Put it differently.",
-  model_overloaded: "Gemini is overloaded. Wait a moment and try again.",
-  model_timeout: "Gemini took too long.",
-  rate_limited: "That was too many pictures in one minute. Wait a little.",
+// Advice for a person, by X-Error-Code. Other errors show the text of the response alone.
+const ADVICE = {
+  unauthorized: "This API key is not valid. Check that it is complete and has not expired or been revoked.",
+  insufficient_credits: "This account does not have enough credits.",
+  content_rejected: "Gemini refused this prompt or its result. Try rephrasing the prompt.",
+  model_overloaded: "Gemini is overloaded. Try again in a moment.",
+  model_timeout: "Gemini took too long to respond.",
+  rate_limited: "Too many images were requested within a minute.",
 };
 
-const showFailure = (answer, body) => {
-  const code = answer.headers.get("X-Error-Code") ?? "";
+const showFailure = (response, body) => {
+  const code = response.headers.get("X-Error-Code") ?? "";
   const detail = [body.error, body.message, body.hint].filter(Boolean).join(": ");
-  const lines = [PLAINLY[code] ?? "", ` ${detail} (${answer.status})`];
-  const wait = answer.headers.get("Retry-After");
-  if (wait) lines.push(` Try again in ${wait} s.`);
+  const lines = [ADVICE[code] ?? "", ` ${detail} (${response.status}).`];
+  const retryAfter = response.headers.get("Retry-After");
+  if (retryAfter) lines.push(` Retry in ${retryAfter} s.`);
   if (code === "insufficient_credits") {
-    lines.push(` ${body.creditsRemaining} of the ${body.creditsRequired} that an image costs.`);
+    lines.push(` You have ${body.creditsRemaining} of the ${body.creditsRequired} credits that an image costs.`);
   }
   const refund =
-    answer.status >= 500
-      ? "The credits are back: this cost you nothing."
+    response.status >= 500
+      ? "Your credits are refunded automatically: this request costs nothing."
       : "Nothing was charged.";
-  say("bad", lines.join("").trim(), element("span", { className: "refund" }, refund));
-  showNothing("No picture this time.");
+  showStatus("bad", lines.join("").trim(), element("span", { className: "refund" }, refund));
+  showMessage("No image was generated.");
 };
 
-const balance = async () => {
-  const answer = await call("/api/v1/billing/credits");
-  return answer.ok ? (await answer.json()).credits : null;
+const fetchBalance = async () => {
+  const response = await call("/api/v1/billing/credits");
+  return response.ok ? (await response.json()).credits : null;
 };
 
 const showHistory = async () => {
-  const answer = await call("/api/v1/generations?limit=24");
-  if (!answer.ok) return;
-  const { generations } = await answer.json();
+  const response = await call("/api/v1/generations?limit=24");
+  if (!response.ok) return;
+  const { generations } = await response.json();
   const settled = generations.filter((each) => each.status === "settled").slice(0, 12);
   find("history").hidden = settled.length === 0;
   find("strip").replaceChildren(
@@ -129,31 +130,31 @@ const generate = async () => {
   const body = JSON.stringify({ prompt, aspectRatio });
   const key = randomKey();
   showRequest(body, key);
-  say("", "");
+  showStatus("", "");
   const stopClock = startClock();
   go.disabled = true;
   try {
-    const answer = await call(GENERATE, {
+    const response = await call(GENERATE, {
       method: "POST",
       headers: { "Content-Type": "application/json", "Idempotency-Key": key },
       body,
     });
-    const told = await answer.json();
+    const result = await response.json();
     stopClock();
-    if (!answer.ok) {
-      showFailure(answer, told);
+    if (!response.ok) {
+      showFailure(response, result);
       return;
     }
-    showImage(told.imageUrl, prompt);
-    const left = await balance();
-    const seconds = (told.durationMs / 1000).toFixed(1);
-    const rest = left === null ? "" : ` ${left} credits left.`;
-    say("good", `Done in ${seconds} s for ${told.creditsCharged} credits.${rest}`);
+    showImage(result.imageUrl, prompt);
+    const credits = await fetchBalance();
+    const seconds = (result.durationMs / 1000).toFixed(1);
+    const balance = credits === null ? "" : ` ${credits} credits left.`;
+    showStatus("good", `Done in ${seconds} s for ${result.creditsCharged} credits.${balance}`);
     await showHistory();
   } catch {
     stopClock();
-    showNothing("No answer came.");
-    say("bad", "The service can't be reached. If an image came of it, the curl line below fetches it for free: it has the same Idempotency-Key.");
+    showMessage("No response.");
+    showStatus("bad", "The service could not be reached. If an image was generated anyway, the curl command below returns it free of charge, because it repeats the same Idempotency-Key.");
   } finally {
     stopClock();
     go.disabled = false;
@@ -163,7 +164,7 @@ const generate = async () => {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (keyField.value.trim() === "") {
-    say("bad", "Paste an API key first.");
+    showStatus("bad", "Paste an API key first.");
     keyField.focus();
     return;
   }
@@ -172,30 +173,30 @@ form.addEventListener("submit", (event) => {
 
 keyField.addEventListener("change", () => {
   try {
-    sessionStorage.setItem(remembered, keyField.value.trim());
+    sessionStorage.setItem(STORED_KEY, keyField.value.trim());
   } catch {
-    // As above: then it is asked for again after a reload.
+    // As above: the key has to be entered again after a reload.
   }
   if (keyField.value.trim() !== "") showHistory().catch(() => {});
 });
 if (keyField.value !== "") showHistory().catch(() => {});
 
 const tabs = [...document.querySelectorAll('[role="tab"]')];
-const choose = (chosen) => {
+const selectTab = (selected) => {
   for (const tab of tabs) {
-    const isChosen = tab === chosen;
-    tab.setAttribute("aria-selected", String(isChosen));
-    tab.tabIndex = isChosen ? 0 : -1;
-    find(tab.getAttribute("aria-controls")).hidden = !isChosen;
+    const isSelected = tab === selected;
+    tab.setAttribute("aria-selected", String(isSelected));
+    tab.tabIndex = isSelected ? 0 : -1;
+    find(tab.getAttribute("aria-controls")).hidden = !isSelected;
   }
 };
 for (const [number, tab] of tabs.entries()) {
-  tab.addEventListener("click", () => choose(tab));
+  tab.addEventListener("click", () => selectTab(tab));
   tab.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step === undefined) return;
     const next = tabs[(number + step + tabs.length) % tabs.length];
-    choose(next);
+    selectTab(next);
     next.focus();
   });
 }
@@ -207,7 +208,7 @@ for (const example of document.querySelectorAll(".example")) {
       await navigator.clipboard.writeText(example.querySelector("code").textContent);
       copy.textContent = "Copied";
     } catch {
-      copy.textContent = "Select and copy by hand";
+      copy.textContent = "Copy failed: select the text";
     }
     setTimeout(() => {
       copy.textContent = "Copy";
