@@ -82,11 +82,11 @@ def history(session: Session, organisation: Organisation, limit: Limit = 20) -> 
     found = session.accounts.grants(organisation, Deadline(HISTORY_WITHIN_S))
     newest = heapq.nlargest(limit, found, key=lambda each: (each.created_at, each.grant_id))
     columns = [
-        Column.of("WHEN", "createdAt"),
+        Column("WHEN", "createdAt"),
         Column("CREDITS", lambda row: f"{row['credits']:+}", right=True),
-        Column.of("GRANT", "id"),
-        Column.of("BY", "actor"),
-        Column.of("NOTE", "note"),
+        Column("GRANT", "id"),
+        Column("BY", "actor"),
+        Column("NOTE", "note"),
     ]
     more = {"organisation": organisation}
     if not session.output.listing("grants", map(_document, newest), columns, more=lambda: more):

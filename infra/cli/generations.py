@@ -43,11 +43,11 @@ def list_(
     shown = found[:limit]
     last = shown[-1].id if len(found) > limit else None
     columns = [
-        Column.of("GENERATION", "id"),
-        Column.of("WHEN", "createdAt"),
+        Column("GENERATION", "id"),
+        Column("WHEN", "createdAt"),
         Column("STATUS", _status),
-        Column.of("RATIO", "aspectRatio", right=True),
-        Column.of("MS", "durationMs", right=True),
+        Column("RATIO", "aspectRatio", right=True),
+        Column("MS", "durationMs", right=True),
         Column("PROMPT", lambda row: _shortened(str(row["prompt"]))),
     ]
     rows = map(partial(_document, session), shown)

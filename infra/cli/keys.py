@@ -36,11 +36,11 @@ def list_(session: Session, organisation: Organisation) -> None:
     """List an organisation's keys by id. Dead keys are listed for 90 days."""
     rows = [_document(record) for record in session.keys.list(organisation)]
     columns = [
-        Column.of("KEY", "id"),
+        Column("KEY", "id"),
         Column("STATE", lambda row: "live" if row["live"] else "dead"),
-        Column.of("CREATED", "createdAt"),
-        Column.of("ENDS", "expiresAt"),
-        Column.of("REVOKED", "revokedAt"),
+        Column("CREATED", "createdAt"),
+        Column("ENDS", "expiresAt"),
+        Column("REVOKED", "revokedAt"),
     ]
     session.output.listing("keys", rows, columns, more=lambda: {"organisation": organisation})
 

@@ -62,9 +62,9 @@ def list_(session: Session, limit: OptionalLimit = None) -> None:
             yield _document(name, account)
 
     columns = [
-        Column.of("ORGANISATION", "organisation", min_width=24),
-        Column.of("CREDITS", "credits", right=True, min_width=9),
-        Column.of("PER MINUTE", "requestsPerMinute", right=True),
+        Column("ORGANISATION", "organisation", min_width=24),
+        Column("CREDITS", "credits", right=True, min_width=9),
+        Column("PER MINUTE", "requestsPerMinute", right=True),
     ]
     with session.output.progress("Reading the table") as update:
         count = session.output.listing(

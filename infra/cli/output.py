@@ -30,22 +30,19 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: its title, and a row's text in it."""
+    """A column of a table: its title, and the field that it shows or a function of the row."""
 
     title: str
-    cell: Callable[[Row], str]
+    cell: str | Callable[[Row], str]
     right: bool = False
     min_width: int = 0
 
-    @classmethod
-    def of(cls, title: str, field: str, *, right: bool = False, min_width: int = 0) -> "Column":
-        """The column of one field; None is shown as nothing."""
-
-        def cell(row: Row) -> str:
-            value = row[field]
-            return "" if value is None else escaped(str(value))
-
-        return cls(title, cell, right, min_width)
+    def text(self, row: Row) -> str:
+        """The cell of ``row``; None is shown as nothing."""
+        if callable(self.cell):
+            return self.cell(row)
+        value = row[self.cell]
+        return "" if value is None else escaped(str(value))
 
 
 def timestamp(epoch_s: float | None) -> str | None:
@@ -84,11 +81,7 @@ class Output:
         self.result(document, *(f"{name:{width}}{value}".rstrip() for name, value in facts.items()))
 
     def listing(
-        self,
-        name: str,
-        rows: Iterable[Row],
-        columns: list[Column],
-        more: Callable[[], Row] = dict,
+        self, name: str, rows: Iterable[Row], columns: list[Column], more: Callable[[], Row]
     ) -> int:
         """Any number of rows, written as they come: memory does not grow with them.
 
@@ -176,7 +169,7 @@ class Output:
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(Text(column.cell(row)) for column in columns))
+            table.add_row(*(Text(column.text(row)) for column in columns))
         if self._is_terminal:
             self._console.print(table)
             return

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from infra.cli.errors import CommandFailed, explain_client
 from infra.cli.output import Output
-from infra.cli.target import Target, variables_of
+from infra.cli.target import variables_of
 from lib.clients import dynamodb, secrets_manager
 from lib.deadline import Deadline
 from lib.keys.key_ring import KeyRing
@@ -101,5 +101,5 @@ class Command(TyperCommand):
         names = [option.name for option in root.command.params]
         given = {name: ctx.params.pop(name) or root.params[name] for name in names}
         ctx.output = Output(as_json=given.pop("as_json"))
-        ctx.variables = ctx.with_resource(variables_of(Target(**given)))
+        ctx.variables = ctx.with_resource(variables_of(**given))
         super().invoke(ctx)

@@ -7,8 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from infra.cli.errors import CommandFailed, explain_aws, explain_client
 from lib.clients import error_code
 
-__all__ = ["Target", "variables_of"]
+__all__ = ["variables_of"]
 
 LOCAL_FILE = Path(".local", "environment.json")
 MAX_FILE_BYTES = 64 * 1024
@@ -42,51 +41,37 @@ _PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What the options say about the target; without any, the environment names it."""
-
-    stack_name: str | None = None
-    local: bool = False
-    table: str | None = None
-    prefix: str | None = None
-    region: str | None = None
-
-
 @contextmanager
-def variables_of(target: Target) -> Iterator[Mapping[str, str]]:
+def variables_of(
+    *,
+    stack_name: str | None,
+    local: bool,
+    table: str | None,
+    prefix: str | None,
+    region: str | None,
+) -> Iterator[Mapping[str, str]]:
     """The functions' environment variables at the target; until it exits, the SDK calls that AWS.
 
     Raises:
         typer.BadParameter: the options name two targets.
         CommandFailed: the target does not exist or does not respond.
     """
-    if target.local and target.stack_name:
+    if local and stack_name:
         raise typer.BadParameter("--local and --stack-name exclude each other")
-    if target.local:
-        with _environment(_local_variables()):
-            yield _complete(dict(os.environ), target)
-        return
-    variables = dict(os.environ)
-    if target.region:
-        variables["AWS_REGION"] = target.region
-    if target.stack_name:
-        variables |= _stack_variables(target.stack_name, variables.get("AWS_REGION") or None)
-    yield _complete(variables, target)
-
-
-def _complete(variables: dict[str, str], target: Target) -> Mapping[str, str]:
-    """``variables`` with the table and the prefix that the options name."""
-    if target.table:
-        variables["CREDITS_TABLE"] = target.table
-    if target.prefix:
-        variables["ORG_SECRET_PREFIX"] = target.prefix
-    if not variables.get("CREDITS_TABLE") or not variables.get("ORG_SECRET_PREFIX"):
-        raise CommandFailed(
-            "set CREDITS_TABLE and ORG_SECRET_PREFIX, or pass --table and --prefix, --stack-name "
-            "or --local"
-        )
-    return variables
+    with _environment(_local_variables()) if local else nullcontext():
+        variables = dict(os.environ)
+        if region and not local:
+            variables["AWS_REGION"] = region
+        if stack_name:
+            variables |= _stack_variables(stack_name, variables.get("AWS_REGION") or None)
+        variables["CREDITS_TABLE"] = table or variables.get("CREDITS_TABLE", "")
+        variables["ORG_SECRET_PREFIX"] = prefix or variables.get("ORG_SECRET_PREFIX", "")
+        if not variables["CREDITS_TABLE"] or not variables["ORG_SECRET_PREFIX"]:
+            raise CommandFailed(
+                "set CREDITS_TABLE and ORG_SECRET_PREFIX, or pass --table and --prefix, "
+                "--stack-name or --local"
+            )
+        yield variables
 
 
 def _stack_variables(name: str, region: str | None) -> dict[str, str]:
