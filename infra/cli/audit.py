@@ -1,123 +1,89 @@
-"""``audit``: whether the money of the organisations adds up."""
+"""``audit``: whether the organisations' credits add up."""
 
-from collections.abc import Iterator
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import typer
 
-from infra.cli.desk import WHOLE_TABLE_TAKES_S, Desk
-from infra.cli.faults import why
-from infra.cli.words import MaybeOrganisation, command
+from infra.cli.errors import explain
+from infra.cli.options import OptionalOrganisation
+from infra.cli.output import Row
+from infra.cli.session import SCAN_WITHIN_S, Command, Session
 from lib.deadline import Deadline
 from lib.ledger.table import LedgerUnreachable
 
 __all__ = ["app"]
 
 app = typer.Typer()
-AUDIT_TAKES_S = 120.0
+AUDIT_WITHIN_S = 120.0
 MAX_NAMED = 20
+_FIGURES = ("granted", "credits", "drift", "reserved", "settled", "refunded")
 _FIELDS = (
-    "organisations: a list of {organisation, audited, healthy, problem, granted, credits, drift, "
-    "reserved, settled, refunded, findings}, healthy: whether all are. Without audited there is "
-    "a problem in words, and null for each figure"
+    f"organisations: a list of {{organisation, audited, healthy, problem, {', '.join(_FIGURES)}, "
+    "findings}, healthy: whether all are. If audited is false, problem says why, and the figures "
+    "are null"
 )
 
 
-class _Verdict(TypedDict):
-    organisation: str
-    audited: bool
-    healthy: bool
-    problem: str | None
-    granted: int | None
-    credits: int | None
-    drift: int | None
-    reserved: int | None
-    settled: int | None
-    refunded: int | None
-    findings: list[str]
+@app.command("audit", cls=Command, epilog=f"--json: {_FIELDS}")
+def audit(session: Session, organisation: OptionalOrganisation = None) -> None:
+    """Recompute the credits of one organisation, or of all, and report what does not add up.
 
-
-@command(app, "audit", _FIELDS)
-def audit(desk: Desk, organisation: MaybeOrganisation = None) -> bool:
-    """Recompute the money of one organisation, or of all, and name what does not add up.
-
-    It goes on after an organisation that is not healthy or can't be audited; the exit status is 1
-    when there was any. It changes nothing.
+    Exits with 1 if any organisation is unhealthy or cannot be audited; the others are audited all
+    the same. Changes nothing.
     """
     bad: list[str] = []
 
-    def verdicts(names: list[str]) -> Iterator[_Verdict]:
+    def verdicts(names: list[str]) -> Iterator[Row]:
         for count, name in enumerate(names, start=1):
-            seen(f"{count} of {len(names)}")
-            verdict = _verdict(desk, name)
+            update(f"{count} of {len(names)}")
+            verdict = _verdict(session, name)
             if not verdict["healthy"]:
                 bad.append(name)
             yield verdict
 
-    names = _names(desk, organisation)
-    with desk.screen.working("Auditing") as seen:
-        desk.screen.report(
+    names = _names(session, organisation)
+    with session.output.progress("Auditing") as update:
+        session.output.report(
             "organisations", verdicts(names), _lines, more=lambda: {"healthy": not bad}
         )
     if bad:
         others = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
-        desk.screen.tell(f"look into {', '.join(bad[:MAX_NAMED])}{others}")
-    return not bad
+        session.output.note(f"investigate {', '.join(bad[:MAX_NAMED])}{others}")
+        raise typer.Exit(1)
 
 
-def _names(desk: Desk, organisation: str | None) -> list[str]:
+def _names(session: Session, organisation: str | None) -> list[str]:
     if organisation is not None:
-        # Nothing is wrong with an organisation that does not exist, and yet it is no good news.
-        desk.account(organisation)
+        # An organisation that does not exist would audit as healthy.
+        session.account(organisation)
         return [organisation]
-    with desk.screen.working("Reading the table"):
-        names = desk.accounts.organisations(Deadline(WHOLE_TABLE_TAKES_S))
-    desk.screen.tell(f"{len(names)} organisations")
+    with session.output.progress("Reading the table"):
+        names = session.accounts.organisations(Deadline(SCAN_WITHIN_S))
+    session.output.note(f"{len(names)} organisations")
     return names
 
 
-def _verdict(desk: Desk, organisation: str) -> _Verdict:
+def _verdict(session: Session, organisation: str) -> dict[str, Any]:
+    verdict: dict[str, Any] = {"organisation": organisation}
     try:
-        report = desk.accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
+        report = session.accounts.audit(organisation, Deadline(AUDIT_WITHIN_S))
     except LedgerUnreachable as fault:
-        # One account that is never at rest must not keep the others from being audited.
-        return _Verdict(
-            organisation=organisation,
-            audited=False,
-            healthy=False,
-            problem=why(fault),
-            granted=None,
-            credits=None,
-            drift=None,
-            reserved=None,
-            settled=None,
-            refunded=None,
-            findings=[],
-        )
-    return _Verdict(
-        organisation=organisation,
-        audited=True,
-        healthy=report.healthy,
-        problem=None,
-        granted=report.granted,
-        credits=report.credits,
-        drift=report.drift,
-        reserved=report.reserved,
-        settled=report.settled,
-        refunded=report.refunded,
-        findings=list(report.findings),
-    )
+        # An account that changes too fast to be audited must not stop the audit of the others.
+        verdict |= {"audited": False, "healthy": False, "problem": explain(fault)}
+        return verdict | dict.fromkeys(_FIGURES) | {"findings": []}
+    verdict |= {"audited": True, "healthy": report.healthy, "problem": None}
+    return verdict | {name: getattr(report, name) for name in (*_FIGURES, "findings")}
 
 
-def _lines(verdict: _Verdict) -> Iterator[str]:
+def _lines(verdict: Mapping[str, Any]) -> Iterator[str]:
     if not verdict["audited"]:
-        yield f"{verdict['organisation']}: NOT AUDITED: {verdict['problem']}"
+        yield "{organisation}: NOT AUDITED: {problem}".format_map(verdict)
         return
+    health = "healthy" if verdict["healthy"] else "UNHEALTHY"
     yield (
-        f"{verdict['organisation']}: {'healthy' if verdict['healthy'] else 'UNHEALTHY'}: "
-        f"granted {verdict['granted']}, balance {verdict['credits']}, drift {verdict['drift']}; "
-        f"generations: {verdict['reserved']} reserved, {verdict['settled']} settled, "
-        f"{verdict['refunded']} refunded"
-    )
+        "{organisation}: {health}: granted {granted}, balance {credits}, drift {drift}; "
+        "generations: {reserved} reserved, {settled} settled, {refunded} refunded"
+    ).format_map({**verdict, "health": health})
     for finding in verdict["findings"]:
         yield f"  {finding}"

@@ -1,4 +1,4 @@
-"""``credits``: what an organisation may spend, and what operators added to it or took."""
+"""``credits``: an organisation's balance, and the grants that changed it."""
 
 import heapq
 import os
@@ -8,24 +8,30 @@ from datetime import UTC, datetime
 
 import typer
 
-from infra.cli.desk import CALL_TAKES_S, Desk
-from infra.cli.faults import NotDoneError, why
-from infra.cli.screen import Column, Row, moment
-from infra.cli.words import Amount, GrantId, Limit, Note, Organisation, Yes, command
+from infra.cli.errors import CommandFailed, explain
+from infra.cli.options import Amount, GrantId, Limit, Note, Organisation, Yes
+from infra.cli.output import Column, Row, timestamp
+from infra.cli.session import CALL_WITHIN_S, Command, Session
 from lib.deadline import Deadline
 from lib.ledger.rows import Grant
 from lib.ledger.table import LedgerUnreachable
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Credits: grant or take them, see the balance and the grants.")
+app = typer.Typer(help="Grant or take credits, show the balance and the grants.")
 _GRANT = "id, credits, note, actor, createdAt"
-HISTORY_TAKES_S = 120.0
+HISTORY_WITHIN_S = 120.0
 
 
-@command(app, "grant", f"organisation, credits: the balance, grant: {{{_GRANT}}}", negative=True)
+@app.command(
+    "grant",
+    cls=Command,
+    epilog=f"--json: organisation, credits: the balance, grant: {{{_GRANT}}}",
+    # A negative amount is an argument, not an option.
+    context_settings={"ignore_unknown_options": True},
+)
 def grant(
-    desk: Desk,
+    session: Session,
     organisation: Organisation,
     amount: Amount,
     note: Note,
@@ -33,53 +39,58 @@ def grant(
     *,
     yes: Yes = False,
 ) -> None:
-    """Add credits, or take them with a negative amount, which asks first.
+    """Add credits, or take them with a negative amount, which asks for confirmation.
 
-    However often it is repeated with one id, it counts once. Credits never go below 0.
+    A grant counts once, however often it is repeated with the same id. A balance never goes below
+    0.
     """
     if amount < 0:
-        has = desk.account(organisation).credits
-        question = f"Take {-amount} credits from {organisation}, which has {has}"
-        desk.screen.confirm(question, yes=yes)
+        balance = session.account(organisation).credits
+        action = f"Take {-amount} credits from {organisation}, which has {balance}"
+        session.output.confirm(action, yes=yes)
     now = int(time.time())
     if grant_id is None:
         grant_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d}-{secrets.token_hex(6)}"
-        desk.screen.tell(f"the id of this grant is {grant_id}; repeat it with --id {grant_id}")
+        session.output.note(f"the grant's id is {grant_id}; to repeat it, pass --id {grant_id}")
     made = Grant(grant_id, amount, note, os.environ.get("USER") or f"uid {os.getuid()}", now)
     try:
-        desk.accounts.grant(organisation, made, Deadline(CALL_TAKES_S))
+        session.accounts.grant(organisation, made, Deadline(CALL_WITHIN_S))
     except LedgerUnreachable as fault:
-        raise NotDoneError(f"{why(fault)}; the id is {grant_id}") from fault
-    credits_ = desk.account(organisation).credits
-    desk.screen.show(
-        {"organisation": organisation, "credits": credits_, "grant": _document(made)},
-        f"{organisation}: {credits_} credits, with grant {grant_id}",
+        raise CommandFailed(f"{explain(fault)}; the grant's id is {grant_id}") from fault
+    balance = session.account(organisation).credits
+    session.output.result(
+        {"organisation": organisation, "credits": balance, "grant": _document(made)},
+        f"{organisation}: {balance} credits, with grant {grant_id}",
     )
 
 
-@command(app, "balance", "organisation, credits")
-def balance(desk: Desk, organisation: Organisation) -> None:
-    """Show how many credits an organisation has, as a bare number."""
-    credits_ = desk.account(organisation).credits
-    desk.screen.show({"organisation": organisation, "credits": credits_}, str(credits_))
+@app.command("balance", cls=Command, epilog="--json: organisation, credits")
+def balance(session: Session, organisation: Organisation) -> None:
+    """Show an organisation's credits as a bare number."""
+    balance = session.account(organisation).credits
+    session.output.result({"organisation": organisation, "credits": balance}, str(balance))
 
 
-@command(app, "history", f"organisation, grants: a list of {{{_GRANT}}}, newest first")
-def history(desk: Desk, organisation: Organisation, limit: Limit = 20) -> None:
-    """Show what operators granted and took, newest first."""
-    desk.account(organisation)
-    found = desk.accounts.grants(organisation, Deadline(HISTORY_TAKES_S))
+@app.command(
+    "history",
+    cls=Command,
+    epilog=f"--json: organisation, grants: a list of {{{_GRANT}}}, newest first",
+)
+def history(session: Session, organisation: Organisation, limit: Limit = 20) -> None:
+    """List the credits that operators granted and took, newest first."""
+    session.account(organisation)
+    found = session.accounts.grants(organisation, Deadline(HISTORY_WITHIN_S))
     newest = heapq.nlargest(limit, found, key=lambda each: (each.created_at, each.grant_id))
     columns = [
-        Column.of("WHEN", "createdAt"),
+        Column("WHEN", "createdAt"),
         Column("CREDITS", lambda row: f"{row['credits']:+}", right=True),
-        Column.of("GRANT", "id"),
-        Column.of("BY", "actor"),
-        Column.of("NOTE", "note"),
+        Column("GRANT", "id"),
+        Column("BY", "actor"),
+        Column("NOTE", "note"),
     ]
     more = {"organisation": organisation}
-    if not desk.screen.listing("grants", map(_document, newest), columns, more=lambda: more):
-        desk.screen.tell(f"{organisation} was granted nothing yet")
+    if not session.output.listing("grants", map(_document, newest), columns, more=lambda: more):
+        session.output.note(f"{organisation} has no grants yet")
 
 
 def _document(made: Grant) -> Row:
@@ -88,5 +99,5 @@ def _document(made: Grant) -> Row:
         "credits": made.credits,
         "note": made.note,
         "actor": made.actor,
-        "createdAt": moment(made.created_at),
+        "createdAt": timestamp(made.created_at),
     }

@@ -1,20 +1,20 @@
-"""``generations``: what an organisation asked for, and what became of it."""
+"""``generations``: an organisation's generations and their outcomes."""
 
 from functools import partial
 
 import typer
 
-from infra.cli.desk import CALL_TAKES_S, Desk
-from infra.cli.faults import NotDoneError
-from infra.cli.screen import Column, Row, moment, visible
-from infra.cli.words import Before, GenerationId, Limit, Organisation, command
+from infra.cli.errors import CommandFailed
+from infra.cli.options import Before, GenerationId, Limit, Organisation
+from infra.cli.output import Column, Row, escaped, timestamp
+from infra.cli.session import CALL_WITHIN_S, Command, Session
 from lib.deadline import Deadline
 from lib.ledger.rows import Generation, Status
 from lib.picture.storage import public_url
 
-__all__ = ["app", "brief"]
+__all__ = ["app", "summary"]
 
-app = typer.Typer(help="Generations: what was asked for, and what became of it.")
+app = typer.Typer(help="Show generations and their outcomes.")
 PROMPT_CHARACTERS = 60
 _FIELDS = (
     "id, status, createdAt, aspectRatio, prompt, credits, imageKey, imageUrl, durationMs, "
@@ -23,81 +23,84 @@ _FIELDS = (
 )
 
 
-@command(
-    app,
+@app.command(
     "list",
-    "organisation, generations: a list of what `generations show` gives, next: "
-    "the id to give as --before for what is older, or null",
+    cls=Command,
+    epilog="--json: organisation, generations: a list of the fields of `generations show`, next: "
+    "the id to pass as --before for older ones, or null",
 )
-def list_(desk: Desk, organisation: Organisation, limit: Limit = 20, before: Before = None) -> None:
-    """Show an organisation's generations, newest first. Prompts are customers' words.
+def list_(
+    session: Session, organisation: Organisation, limit: Limit = 20, before: Before = None
+) -> None:
+    """List an organisation's generations, newest first.
 
-    They are nobody else's business: mind who reads your screen and where the output goes.
+    Prompts are customers' private data: be careful where you show or store them.
     """
-    desk.account(organisation)
+    session.account(organisation)
     before_ms = None if before is None else int(before)
     # One more than is shown tells whether there are older ones.
-    found = desk.ledger.history(organisation, limit + 1, before_ms, Deadline(CALL_TAKES_S))
+    found = session.ledger.history(organisation, limit + 1, before_ms, Deadline(CALL_WITHIN_S))
     shown = found[:limit]
-    after = shown[-1].id if len(found) > limit else None
+    last = shown[-1].id if len(found) > limit else None
     columns = [
-        Column.of("GENERATION", "id"),
-        Column.of("WHEN", "createdAt"),
+        Column("GENERATION", "id"),
+        Column("WHEN", "createdAt"),
         Column("STATUS", _status),
-        Column.of("RATIO", "aspectRatio", right=True),
-        Column.of("MS", "durationMs", right=True),
+        Column("RATIO", "aspectRatio", right=True),
+        Column("MS", "durationMs", right=True),
         Column("PROMPT", lambda row: _shortened(str(row["prompt"]))),
     ]
-    rows = map(partial(_document, desk), shown)
-    more = {"organisation": organisation, "next": after}
-    if not desk.screen.listing("generations", rows, columns, more=lambda: more):
-        desk.screen.tell(f"{organisation} has no generations{'' if before is None else ' before'}")
-    if after is not None:
-        desk.screen.tell(f"there are older ones; see them with --before {after}")
+    rows = map(partial(_document, session), shown)
+    more = {"organisation": organisation, "next": last}
+    if not session.output.listing("generations", rows, columns, more=lambda: more):
+        older = "" if before is None else " older than that"
+        session.output.note(f"{organisation} has no generations{older}")
+    if last is not None:
+        session.output.note(f"for older ones, pass --before {last}")
 
 
-@command(app, "show", f"organisation, {_FIELDS}")
-def show(desk: Desk, organisation: Organisation, generation_id: GenerationId) -> None:
-    """Show one generation with all that is stored of it. The prompt is a customer's words."""
-    desk.account(organisation)
-    found = desk.ledger.generation(organisation, int(generation_id), Deadline(CALL_TAKES_S))
+@app.command("show", cls=Command, epilog=f"--json: organisation, {_FIELDS}")
+def show(session: Session, organisation: Organisation, generation_id: GenerationId) -> None:
+    """Show everything that is stored about a generation, with the customer's prompt."""
+    session.account(organisation)
+    found = session.ledger.generation(organisation, int(generation_id), Deadline(CALL_WITHIN_S))
     if found is None:
-        raise NotDoneError(
+        raise CommandFailed(
             f"{organisation} has no generation {generation_id}; see `generations list`"
         )
-    row = _document(desk, found)
+    row = _document(session, found)
     facts = {
         "Generation": found.id,
         "Created": row["createdAt"],
         "Status": _status(row),
         "Credits": row["credits"],
         "Ended": row["settledAt"] or row["refundedAt"],
-        "Lease ends": row["dueAt"],
-        "Took": None if found.duration_ms is None else f"{found.duration_ms} ms",
+        "Due": row["dueAt"],
+        "Duration": None if found.duration_ms is None else f"{found.duration_ms} ms",
         "Aspect ratio": row["aspectRatio"],
         "Image": row["imageUrl"] or row["imageKey"],
         "Idempotency key": row["idempotencyKey"],
         "Asynchronous": "yes" if found.asynchronous else "no",
         "Prompt": row["prompt"],
     }
-    known = {name: visible(str(value)) for name, value in facts.items() if value is not None}
-    desk.screen.details({"organisation": organisation, **row}, known)
+    known = {name: escaped(str(value)) for name, value in facts.items() if value is not None}
+    session.output.details({"organisation": organisation, **row}, known)
 
 
-def brief(generation: Generation) -> Row:
-    """A generation without what the customer wrote."""
+def summary(generation: Generation) -> Row:
+    """A generation without the customer's data."""
     return {
         "id": generation.id,
         "status": generation.status.value,
-        "createdAt": moment(generation.created_ms / 1000),
+        "createdAt": timestamp(generation.created_ms / 1000),
     }
 
 
-def _document(desk: Desk, generation: Generation) -> Row:
-    base = desk.variables.get("IMAGE_BASE_URL", "").rstrip("/")
+def _document(session: Session, generation: Generation) -> Row:
+    base = session.variables.get("IMAGE_BASE_URL", "").rstrip("/")
     has_image = base and generation.status is not Status.REFUNDED
     return {
-        **brief(generation),
+        **summary(generation),
         "aspectRatio": generation.aspect_ratio,
         "prompt": generation.prompt,
         "credits": generation.credits,
@@ -107,9 +110,9 @@ def _document(desk: Desk, generation: Generation) -> Row:
         "failureCode": generation.failure_code,
         "asynchronous": generation.asynchronous,
         "idempotencyKey": generation.idempotency_key,
-        "settledAt": moment(generation.settled_at),
-        "refundedAt": moment(generation.refunded_at),
-        "dueAt": moment(generation.due_at),
+        "settledAt": timestamp(generation.settled_at),
+        "refundedAt": timestamp(generation.refunded_at),
+        "dueAt": timestamp(generation.due_at),
     }
 
 
@@ -119,5 +122,5 @@ def _status(row: Row) -> str:
 
 
 def _shortened(prompt: str) -> str:
-    text = visible(prompt)
+    text = escaped(prompt)
     return text if len(text) <= PROMPT_CHARACTERS else text[: PROMPT_CHARACTERS - 1] + "…"

@@ -1,106 +1,118 @@
-"""``keys``: the API keys of an organisation. A key is shown once, and kept nowhere."""
+"""``keys``: the API keys of an organisation. A key is shown once and never stored."""
 
 from datetime import UTC, datetime, timedelta
 
 import typer
 
-from infra.cli.desk import Desk
-from infra.cli.faults import NotDoneError
-from infra.cli.screen import Column, Row, moment
-from infra.cli.words import GraceHours, KeyId, Organisation, Yes, command
+from infra.cli.errors import CommandFailed
+from infra.cli.options import GraceHours, KeyId, Organisation, Yes
+from infra.cli.output import Column, Row, timestamp
+from infra.cli.session import Command, Session
 from lib.keys.key_ring import IssuedKey, KeyRingError
 from lib.keys.records import KeyRecord
 
 __all__ = ["app"]
 
-app = typer.Typer(help="API keys: issue, list, rotate, revoke. A key is shown once.")
+app = typer.Typer(help="Issue, list, rotate and revoke API keys. A key is shown only once.")
 _RECORD = "id, live, createdAt, expiresAt or null, revokedAt or null"
 
 
-@command(app, "issue", "organisation, id, key")
-def issue(desk: Desk, organisation: Organisation) -> None:
-    """Make a new key, and show it this once, alone on standard output.
+@app.command("issue", cls=Command, epilog="--json: organisation, id, key")
+def issue(session: Session, organisation: Organisation) -> None:
+    """Issue a key. It is shown only once, alone on standard output.
 
-    An organisation may have 5 live keys. If this ends before you see the key, `keys list` shows
-    the id of the key that nobody has: revoke it, and issue another.
+    An organisation may have 5 live keys. If the command dies before it shows the key, find the id
+    with `keys list`, revoke that key and issue another.
     """
-    # A key for a misspelt organisation would look like a key that has no credits.
-    desk.account(organisation)
-    issued = desk.keys.issue(organisation)
-    _hand_over(desk, organisation, issued, {})
+    # A key of a misspelt organisation would look like a key without credits.
+    session.account(organisation)
+    _hand_over(session, organisation, session.keys.issue(organisation), {})
 
 
-@command(app, "list", f"organisation, keys: a list of {{{_RECORD}}}, oldest first")
-def list_(desk: Desk, organisation: Organisation) -> None:
-    """Show what is known of an organisation's keys, never a key. Dead ones stay for 90 days."""
-    records = desk.keys.list(organisation)
+@app.command(
+    "list", cls=Command, epilog=f"--json: organisation, keys: a list of {{{_RECORD}}}, oldest first"
+)
+def list_(session: Session, organisation: Organisation) -> None:
+    """List an organisation's keys by id. Dead keys are listed for 90 days."""
+    rows = [_document(record) for record in session.keys.list(organisation)]
     columns = [
-        Column.of("KEY", "id"),
+        Column("KEY", "id"),
         Column("STATE", lambda row: "live" if row["live"] else "dead"),
-        Column.of("CREATED", "createdAt"),
-        Column.of("ENDS", "expiresAt"),
-        Column.of("REVOKED", "revokedAt"),
+        Column("CREATED", "createdAt"),
+        Column("ENDS", "expiresAt"),
+        Column("REVOKED", "revokedAt"),
     ]
-    rows = [_document(record) for record in records]
-    desk.screen.listing("keys", rows, columns, more=lambda: {"organisation": organisation})
+    session.output.listing("keys", rows, columns, more=lambda: {"organisation": organisation})
 
 
-@command(app, "rotate", "organisation, rotated, id, key; rotated: false and nulls the second time")
+@app.command(
+    "rotate",
+    cls=Command,
+    epilog="--json: organisation, rotated, id, key; when repeated, rotated is false, id and key "
+    "are null",
+)
 def rotate(
-    desk: Desk, organisation: Organisation, grace_hours: GraceHours, *, yes: Yes = False
+    session: Session, organisation: Organisation, grace_hours: GraceHours, *, yes: Yes = False
 ) -> None:
-    """Make a new key, and let all older ones end after a time. It asks first.
+    """Issue a key and let all older keys expire after a grace period. Asks for confirmation.
 
-    The new key is shown this once, alone on standard output. Repeating it within that time changes
-    nothing; if nobody saw the new key, revoke that one and rotate again.
+    The new key is shown only once, alone on standard output. Repeating this within the grace period
+    changes nothing. If the new key was lost, revoke it and rotate again.
     """
-    desk.keys.list(organisation)
-    question = f"End all keys of {organisation} in {grace_hours} hours, but for a new one"
-    desk.screen.confirm(question, yes=yes)
-    issued = desk.keys.rotate(organisation, grace=timedelta(hours=grace_hours))
+    session.keys.list(organisation)
+    action = f"Issue a new key and expire all other keys of {organisation} in {grace_hours} hours"
+    session.output.confirm(action, yes=yes)
+    issued = session.keys.rotate(organisation, grace=timedelta(hours=grace_hours))
     if issued is None:
-        nothing = {"organisation": organisation, "rotated": False, "id": None, "key": None}
-        desk.screen.show(nothing)
-        sentence = "rotated already, and left so; if nobody saw the key, revoke it and rotate again"
-        desk.screen.tell(sentence)
+        session.output.result(
+            {"organisation": organisation, "rotated": False, "id": None, "key": None}
+        )
+        session.output.note(
+            "already rotated, nothing changed; if the new key was lost, revoke it and rotate again"
+        )
         return
-    _hand_over(desk, organisation, issued, {"rotated": True})
+    _hand_over(session, organisation, issued, {"rotated": True})
 
 
-@command(app, "revoke", f"organisation, {_RECORD}")
-def revoke(desk: Desk, organisation: Organisation, key_id: KeyId, *, yes: Yes = False) -> None:
-    """End a key, everywhere within a minute. It asks first; repeating it is harmless."""
-    desk.screen.confirm(f"End the key {key_id} of {organisation} for good", yes=yes)
-    row = _document(desk.keys.revoke(organisation, key_id))
-    desk.screen.show(
+@app.command("revoke", cls=Command, epilog=f"--json: organisation, {_RECORD}")
+def revoke(
+    session: Session, organisation: Organisation, key_id: KeyId, *, yes: Yes = False
+) -> None:
+    """Revoke a key; it stops working within a minute. Asks for confirmation.
+
+    Repeating this is safe.
+    """
+    session.output.confirm(f"Revoke the key {key_id} of {organisation} for good", yes=yes)
+    row = _document(session.keys.revoke(organisation, key_id))
+    session.output.result(
         {"organisation": organisation, **row},
         f"{key_id} of {organisation}: revoked {row['revokedAt']}",
     )
 
 
-def _hand_over(desk: Desk, organisation: str, issued: IssuedKey, more: Row) -> None:
-    """Shows the key, or revokes it: no key may live that nobody has."""
+def _hand_over(session: Session, organisation: str, issued: IssuedKey, more: Row) -> None:
+    """Shows the key, or revokes it: a key that was never seen must not stay live."""
     try:
-        desk.screen.show(
+        session.output.result(
             {"organisation": organisation, **more, "id": issued.id, "key": issued.key}, issued.key
         )
     except (OSError, KeyboardInterrupt) as fault:
         try:
-            desk.keys.revoke(organisation, issued.id)
+            session.keys.revoke(organisation, issued.id)
         except KeyRingError as worse:
-            raise NotDoneError(
-                f"the key could not be shown, nor be revoked; revoke {issued.id} of {organisation}"
+            raise CommandFailed(
+                f"the key could be neither shown nor revoked; revoke {issued.id} of {organisation}"
             ) from worse
-        raise NotDoneError(
-            f"the key could not be shown, so {issued.id} was revoked at once; look at where the "
-            "output goes, then repeat this"
+        raise CommandFailed(
+            f"the key could not be shown, so {issued.id} was revoked; check where the output goes, "
+            "then repeat the command"
         ) from fault
-    desk.screen.tell(f"{issued.id} of {organisation}: the key is not shown again")
+    session.output.note(f"{issued.id} of {organisation}: this key is not shown again")
 
 
 def _document(record: KeyRecord) -> Row:
     def text(when: datetime | None) -> str | None:
-        return None if when is None else moment(when.timestamp())
+        return None if when is None else timestamp(when.timestamp())
 
     return {
         "id": record.id,

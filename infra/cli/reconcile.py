@@ -1,17 +1,15 @@
-"""``reconcile``: ends what nobody ended, once, as the deployed function does every minute."""
+"""``reconcile``: settles or refunds the due generations once, as the deployed function does."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TypedDict
 
 import typer
 from aws_lambda_powertools.logging import Logger
 from botocore.exceptions import BotoCoreError
 
-from infra.cli.desk import Desk
-from infra.cli.faults import NotDoneError, why_no_start
-from infra.cli.words import command
+from infra.cli.errors import CommandFailed, explain_client
+from infra.cli.session import Command, Session
 from lib.deadline import Deadline
 from lib.ledger.reconciliation import ROWS_IN_PARALLEL, Reconciler
 from lib.observability import Observation, describe_fault
@@ -21,62 +19,52 @@ from lib.settings import MissingSettingError, Settings
 __all__ = ["app"]
 
 app = typer.Typer()
-PASS_TAKES_S = 600.0
+RUN_WITHIN_S = 600.0
 
 
-@command(
-    app,
+@app.command(
     "reconcile",
-    "settled, refunded, swept, failed, left: how many reservations ended so, and "
-    "problems: a list of {hold, fault: a list of types and lines of code}",
+    cls=Command,
+    epilog="--json: settled, refunded, swept, failed, left: the number of rows with that outcome; "
+    "problems: a list of {row, fault: a list of types and lines of code}",
 )
-def reconcile(desk: Desk) -> bool:
-    """Settle or refund every reservation whose time has run out, once.
+def reconcile(session: Session) -> None:
+    """Settle or refund every generation whose lease has expired.
 
-    The deployed function does that every minute; this is for when it can't. Repeating it is
-    harmless. The exit status is 1 when a reservation could not be ended.
+    The deployed function does this every minute; run it by hand when that function cannot. Exits
+    with 1 if a generation is neither settled nor refunded. Repeating this is safe.
     """
     try:
-        settings = Settings.from_environment(desk.variables)
+        settings = Settings.from_environment(session.variables)
+        store = ObjectStore(settings, session.secrets)
     except MissingSettingError as fault:
-        raise NotDoneError(f"{fault}; set it, or give --stack-name or --local") from fault
-    found = _Findings(settings.service_name)
-    try:
-        store = ObjectStore(settings, desk.secrets)
+        raise CommandFailed(f"{fault}; set it, or pass --stack-name or --local") from fault
     except (BotoCoreError, ValueError) as fault:
-        raise NotDoneError(why_no_start(fault)) from fault
+        raise CommandFailed(explain_client(fault)) from fault
     images = Images(store, settings.image_bucket, settings.image_base_url)
-    with (
-        ThreadPoolExecutor(ROWS_IN_PARALLEL) as pool,
-        desk.screen.working("Reconciling"),
-    ):
-        reconciler = Reconciler(desk.ledger, images, run_all=pool.map)
-        counts = asdict(reconciler.run(Deadline(PASS_TAKES_S), found))
-    desk.screen.show(
-        {**counts, "problems": found.problems},
+    warnings = _Warnings(settings.service_name)
+    with ThreadPoolExecutor(ROWS_IN_PARALLEL) as pool, session.output.progress("Reconciling"):
+        reconciler = Reconciler(session.ledger, images, run_all=pool.map)
+        counts = asdict(reconciler.run(Deadline(RUN_WITHIN_S), warnings))
+    session.output.result(
+        {**counts, "problems": [{"row": row, "fault": causes} for row, causes in warnings.found]},
         ", ".join(f"{name} {count}" for name, count in counts.items()),
     )
-    for problem in found.problems:
-        desk.screen.tell(f"{problem['hold']} can't be ended: {'; '.join(problem['fault'])}")
+    for row, causes in warnings.found:
+        session.output.note(f"{row} could not be reconciled: {'; '.join(causes)}")
     if counts["failed"] or counts["left"]:
-        desk.screen.tell("what failed or was left is there again the next time: repeat this")
-        return False
-    return True
+        session.output.note("the rows that failed or were left are still due: repeat the command")
+        raise typer.Exit(1)
 
 
-class _Problem(TypedDict):
-    hold: str
-    fault: list[str]
-
-
-class _Findings(Observation):
-    """Keeps what the reconciler warns of, instead of logging it."""
+class _Warnings(Observation):
+    """Collects the reconciler's warnings instead of logging them."""
 
     def __init__(self, service: str) -> None:
         super().__init__(Logger(service=service, stream=sys.stderr), "", service, "operator")
-        self.problems: list[_Problem] = []
+        self.found: list[tuple[str, list[str]]] = []
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
-        """One hold that can't be ended: whose it is, and why without anybody's words."""
+        """A row that could not be reconciled, and why, without any message of an exception."""
         causes = describe_fault(fault) if fault else [message]
-        self.problems.append(_Problem(hold=str(fields.get("hold", "")), fault=causes))
+        self.found.append((str(fields.get("row", "")), causes))

@@ -1,0 +1,105 @@
+"""One run of a command: the target's ledger, accounts and keys, and the output."""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import typer
+from botocore.exceptions import BotoCoreError
+from typer.core import TyperCommand
+
+from infra.cli.errors import CommandFailed, explain_client
+from infra.cli.output import Output
+from infra.cli.target import variables_of
+from lib.clients import dynamodb, secrets_manager
+from lib.deadline import Deadline
+from lib.keys.key_ring import KeyRing
+from lib.ledger.accounts import Accounts
+from lib.ledger.ledger import Ledger
+from lib.ledger.rows import Account
+from lib.ledger.table import Table
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+__all__ = ["CALL_WITHIN_S", "SCAN_WITHIN_S", "Command", "Session"]
+
+CALL_WITHIN_S = 10.0
+"""One call of the ledger, with its retries."""
+SCAN_WITHIN_S = 3600.0
+"""Reading a table of millions of rows; Ctrl-C ends it sooner."""
+
+
+class Session(typer.Context):
+    """A command's context, with access to its target; each client is built on first use.
+
+    ``variables`` are the environment variables of the service's functions at the target.
+    """
+
+    output: Output
+    variables: Mapping[str, str]
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The credits table, as requests see it."""
+        return Ledger(self._table)
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """The organisations' accounts, grants and audit."""
+        return Accounts(self._table)
+
+    @cached_property
+    def keys(self) -> KeyRing:
+        """The organisations' API keys."""
+        return KeyRing(self.secrets, self.variables["ORG_SECRET_PREFIX"])
+
+    @cached_property
+    def secrets(self) -> "SecretsManagerClient":
+        """Secrets Manager."""
+        client: SecretsManagerClient = self._client(secrets_manager)
+        return client
+
+    def account(self, organisation: str) -> Account:
+        """The organisation's account.
+
+        Raises:
+            CommandFailed: it has none.
+            LedgerUnreachable
+        """
+        account = self.accounts.account(organisation, Deadline(CALL_WITHIN_S))
+        if account is None:
+            raise CommandFailed(f"there is no organisation {organisation}; create it first")
+        return account
+
+    @cached_property
+    def _table(self) -> Table:
+        return Table(self._client(dynamodb), self.variables["CREDITS_TABLE"])
+
+    def _client(self, build: Callable[[str | None], Any]) -> Any:
+        try:
+            client = build(self.variables.get("AWS_REGION") or None)
+        except (BotoCoreError, ValueError) as fault:
+            raise CommandFailed(explain_client(fault)) from fault
+        return self.with_resource(closing(client))
+
+
+class Command(TyperCommand):
+    """A command that accepts the root's options too: ``--json`` may precede or follow its name."""
+
+    context_class = Session
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its own parameters, the root's, and ``--help``."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *ctx.find_root().command.params, help_option]
+
+    def invoke(self, ctx: Any) -> None:
+        """Resolves the target, then runs the command's function."""
+        root = ctx.find_root()
+        names = [option.name for option in root.command.params]
+        given = {name: ctx.params.pop(name) or root.params[name] for name in names}
+        ctx.output = Output(as_json=given.pop("as_json"))
+        ctx.variables = ctx.with_resource(variables_of(**given))
+        super().invoke(ctx)
