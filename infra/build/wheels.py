@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from infra.build.faults import BuildError
+from infra.environments import PIP_OVERRIDES
 
 __all__ = ["PLATFORMS", "contents", "fetch"]
 
@@ -149,7 +150,7 @@ def _run(*command: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PIP_NO_INPUT": "1"},
+            env={**os.environ, **PIP_OVERRIDES, "PIP_NO_INPUT": "1"},
             text=True,
             errors="replace",
             check=False,

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra import environments
 from infra.build import python313 as machine
 from infra.template import PROJECT_ROOT
 
@@ -298,23 +299,27 @@ def _make_axe(goal: Path) -> None:
         shutil.copy(package / "axe.min.js", goal)
 
 
-def _make_environment(goal: Path, requirements: str) -> None:
-    """A virtual environment of its own: these commands pin what we pin otherwise."""
-    _run([sys.executable, "-m", "venv", str(goal)], _COMMAND_TAKES_S)
-    wanted = REQUIREMENTS / requirements
-    # The file has everything; pip by itself would ask for a hash of each combination of extras.
-    _pip(goal / "bin" / "python", "install", "--no-deps", f"--requirement={wanted}")
+def _make_environment(goal: Path, requirements: str, python: str = sys.executable) -> None:
+    """An environment of its own, since its pins may contradict the contributor's."""
+    _run([python, "-m", "venv", "--without-pip", str(goal)], _COMMAND_TAKES_S)
+    _install_pinned(requirements, goal)
 
 
 def _make_python313(goal: Path) -> None:
-    _run([_find_python313(), "-m", "venv", str(goal)], _COMMAND_TAKES_S)
-    _pip(goal / "bin" / "python", "install", f"--requirement={REQUIREMENTS / 'verify.txt'}")
+    _make_environment(goal, "verify.txt", _find_python313())
 
 
 def _make_packages(goal: Path) -> None:
-    python = _installed(_python313()) / "bin" / "python"
-    wanted = REQUIREMENTS / "runtime.txt"
-    _pip(python, "install", "--only-binary=:all:", f"--target={goal}", f"--requirement={wanted}")
+    _install_pinned("runtime.txt", _installed(_python313()), f"--target={goal}")
+
+
+def _install_pinned(requirements: str, environment: Path, *options: str) -> None:
+    try:
+        environments.install(
+            [REQUIREMENTS / requirements], environment, "--compile-bytecode", *options
+        )
+    except environments.InstallationError as fault:
+        raise ToolMissingError(f"{requirements} can't be installed: {fault}") from fault
 
 
 def _find_python313() -> str:
@@ -326,12 +331,6 @@ def _find_python313() -> str:
             " or name it with PYTHON313=..."
         )
     return found
-
-
-def _pip(python: Path, *arguments: str) -> None:
-    """pip, with hashes; it compiles what it installs."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    _run([*command, arguments[0], "--require-hashes", *arguments[1:]], _COMMAND_TAKES_S)
 
 
 def _run(command: list[str], within_s: float) -> str:
