@@ -32,6 +32,7 @@ __all__ = [
     "install_litellm",
     "java",
     "litellm",
+    "make_environment",
     "packages",
     "python313",
     "sam",
@@ -179,6 +180,18 @@ def packages() -> Path:
     return _installed(_packages())
 
 
+def make_environment(goal: Path, requirements: str, python: str = sys.executable) -> None:
+    """Makes ``goal`` a virtual environment of ``python`` with what one of our lists pins.
+
+    The list has an environment of its own, since its pins may contradict the contributor's.
+
+    Raises:
+        ToolMissingError
+    """
+    _run([python, "-m", "venv", "--without-pip", "--clear", str(goal)], _COMMAND_TAKES_S)
+    _install_pinned(requirements, goal)
+
+
 def java() -> str:
     """The path of a Java runtime, 17 or newer.
 
@@ -279,19 +292,19 @@ def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
 
 
 def _make_sam(goal: Path) -> None:
-    _make_environment(goal, "sam.txt")
+    make_environment(goal, "sam.txt")
 
 
 def _make_checkov(goal: Path) -> None:
-    _make_environment(goal, "checkov.txt")
+    make_environment(goal, "checkov.txt")
 
 
 def _make_schemathesis(goal: Path) -> None:
-    _make_environment(goal, "schemathesis.txt")
+    make_environment(goal, "schemathesis.txt")
 
 
 def _make_litellm(goal: Path) -> None:
-    _make_environment(goal, "litellm.txt")
+    make_environment(goal, "litellm.txt")
 
 
 def _make_axe(goal: Path) -> None:
@@ -299,14 +312,8 @@ def _make_axe(goal: Path) -> None:
         shutil.copy(package / "axe.min.js", goal)
 
 
-def _make_environment(goal: Path, requirements: str, python: str = sys.executable) -> None:
-    """An environment of its own, since its pins may contradict the contributor's."""
-    _run([python, "-m", "venv", "--without-pip", str(goal)], _COMMAND_TAKES_S)
-    _install_pinned(requirements, goal)
-
-
 def _make_python313(goal: Path) -> None:
-    _make_environment(goal, "verify.txt", _find_python313())
+    make_environment(goal, "verify.txt", _find_python313())
 
 
 def _make_packages(goal: Path) -> None:
