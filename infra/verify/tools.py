@@ -317,14 +317,13 @@ def _make_python313(goal: Path) -> None:
 
 
 def _make_packages(goal: Path) -> None:
-    _install_pinned("runtime.txt", _installed(_python313()), f"--target={goal}")
+    into = f"--target={goal}"
+    _install_pinned("runtime.txt", _installed(_python313()), "--compile-bytecode", into)
 
 
 def _install_pinned(requirements: str, environment: Path, *options: str) -> None:
     try:
-        environments.install(
-            [REQUIREMENTS / requirements], environment, "--compile-bytecode", *options
-        )
+        environments.install([REQUIREMENTS / requirements], environment, *options)
     except environments.InstallationError as fault:
         raise ToolMissingError(f"{requirements} can't be installed: {fault}") from fault
 
