@@ -286,7 +286,7 @@ def test_newer_releases_change_nothing(
 
     contributors = installed(clone / ".venv")
     assert contributors <= pins("uv") | pins("dev")
-    assert contributors >= pins("uv") | pins("runtime")
+    assert dict(contributors).keys() >= {"uv", "boto3", "google-auth", "pytest"}
 
     ours = str(clone / ".venv" / "bin" / "python")
     newest = run(
