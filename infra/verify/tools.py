@@ -30,10 +30,12 @@ __all__ = [
     "dynamodb_local",
     "emulator",
     "install_litellm",
+    "install_pip_audit",
     "java",
     "litellm",
     "make_environment",
     "packages",
+    "pip_audit",
     "python313",
     "sam",
     "schemathesis",
@@ -114,6 +116,25 @@ def schemathesis() -> Path:
         ToolMissingError
     """
     return _installed(_schemathesis()) / "bin" / "schemathesis"
+
+
+def pip_audit() -> Path:
+    """The command ``pip-audit``, in an environment of its own.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_pip_audit(), "make advisories") / "bin" / "pip-audit"
+
+
+def install_pip_audit() -> None:
+    """Installs ``pip-audit``, unless it is there.
+
+    Raises:
+        ToolMissingError
+    """
+    if not _is_whole(_pip_audit()):
+        _install(_pip_audit(), _make_pip_audit)
 
 
 def litellm() -> Path:
@@ -225,6 +246,10 @@ def _schemathesis() -> Path:
     return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
 
 
+def _pip_audit() -> Path:
+    return TOOLS / f"pip-audit-{_digest('advisories.txt')}"
+
+
 def _litellm() -> Path:
     return TOOLS / f"litellm-{_digest('litellm.txt')}"
 
@@ -303,6 +328,10 @@ def _make_schemathesis(goal: Path) -> None:
     make_environment(goal, "schemathesis.txt")
 
 
+def _make_pip_audit(goal: Path) -> None:
+    make_environment(goal, "advisories.txt")
+
+
 def _make_litellm(goal: Path) -> None:
     make_environment(goal, "litellm.txt")
 
@@ -370,6 +399,7 @@ def main() -> int:
         _install(_sam(), _make_sam)
         _install(_checkov(), _make_checkov)
         _install(_schemathesis(), _make_schemathesis)
+        _install(_pip_audit(), _make_pip_audit)
         _install(_axe(), _make_axe)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)
