@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["PIP_OVERRIDES", "InstallationError", "create", "install", "main"]
+__all__ = ["InstallationError", "create", "install", "main", "pip_environment"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _REQUIREMENTS = _ROOT / "infra" / "requirements"
@@ -30,8 +30,7 @@ _AS_PINNED = ("--require-hashes", "--no-deps", "--only-binary=:all:")
 
 # Settings that say where packages come from are the user's: a mirror, a proxy, a certificate. These
 # say which packages, or where to, and would contradict the pins.
-PIP_OVERRIDES: Mapping[str, str] = {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"}
-"""Variables for pip, wherever it runs for this project."""
+_PIP_IGNORES = {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"}
 _UV_IGNORES = (
     "UV_BREAK_SYSTEM_PACKAGES",
     "UV_BUILD_CONSTRAINT",
@@ -51,7 +50,7 @@ _UV_IGNORES = (
     "UV_WORKING_DIR",
 )
 _UV_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_FIND_LINKS", "UV_NO_INDEX")
-# Many a company configures its mirror for pip alone.
+# A company's mirror is often configured for one of the two only.
 _UV_FROM_PIP: Mapping[str, str] = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
 
 
@@ -70,7 +69,7 @@ def create(directory: Path, python: str = sys.executable) -> None:
     _run([python, "-m", "venv", "--clear", str(directory)], os.environ)
     pip = [*_python(directory, "pip"), "install", "--disable-pip-version-check", "--quiet"]
     wanted = f"--requirement={_REQUIREMENTS / 'uv.txt'}"
-    _run([*pip, *_AS_PINNED, wanted], os.environ | PIP_OVERRIDES)
+    _run([*pip, *_AS_PINNED, wanted], pip_environment())
 
 
 def install(
@@ -93,6 +92,14 @@ def install(
     lists = [f"--requirement={each}" for each in requirements]
     _run([*uv, "install", into, *_AS_PINNED, *options, *lists], environment)
     _run([*uv, "check", "--quiet", into], environment)
+
+
+def pip_environment() -> dict[str, str]:
+    """The variables that pip runs with: where to look for packages, but not which."""
+    index = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL")
+    # uv's may have a name: mirror=https://...
+    from_uv = {"PIP_INDEX_URL": re.sub(r"^[\w.-]+=", "", index)} if index else {}
+    return from_uv | dict(os.environ) | _PIP_IGNORES
 
 
 def main(directory: Path) -> None:
@@ -118,7 +125,7 @@ def _python(environment: Path, module: str) -> list[str]:
 
 
 def _uv_environment(uv_of: Path) -> dict[str, str]:
-    """The variables that uv runs with: where to look for packages, but not which."""
+    """As ``pip_environment``, for uv."""
     kept = {name: value for name, value in os.environ.items() if name not in _UV_IGNORES}
     if any(map(kept.get, _UV_INDEXES)):
         return kept

@@ -1,6 +1,5 @@
 """What the locks pin is what a fresh machine installs, whatever has been published since."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +14,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -157,6 +157,7 @@ class NextYear:
 
     def __init__(self, index: str) -> None:
         self.index = index
+        self.asked_for: set[str] = set()
         self.releases: dict[str, dict[str, bytes]] = {}
         for name in LISTS:
             for package, version in pins(name):
@@ -164,6 +165,7 @@ class NextYear:
                 self.releases.setdefault(package, {})[newer] = wheel_of(package, newer)
 
     def page(self, package: str) -> bytes:
+        self.asked_for.add(package)
         request = urllib.request.Request(  # noqa: S310 - the machine's own index
             f"{self.index}{package}/", headers={"Accept": JSON}
         )
@@ -217,8 +219,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def serving(year: NextYear) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def year() -> NextYear:
+    return NextYear(configured_index())
+
+
+@pytest.fixture
+def index(year: NextYear) -> Iterator[str]:
+    """The address of the index in a year."""
+    year.asked_for.clear()
     handler = type("YearHandler", (Handler,), {"year": year})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -228,17 +237,6 @@ def serving(year: NextYear) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def next_year() -> Iterator[dict[str, str]]:
-    """Variables of a machine whose index is a year older; only pip is configured to use it."""
-    with serving(NextYear(configured_index())) as index:
-        yield {
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_INDEX_URL": index,
-            "PIP_NO_CACHE_DIR": "1",
-        }
 
 
 @pytest.fixture
@@ -275,15 +273,26 @@ tools.make_environment(Path(sys.argv[1]), f"{sys.argv[2]}.txt")
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize(
+    ("python", "configured"), zip(pythons(), cycle(["PIP_INDEX_URL", "UV_DEFAULT_INDEX"]))
+)
 def test_newer_releases_change_nothing(
-    python: str, clone: Path, next_year: dict[str, str], tmp_path: Path
+    python: str, configured: str, clone: Path, year: NextYear, index: str, tmp_path: Path
 ) -> None:
-    """Every list, from a fresh clone with empty caches, through the project's own commands."""
-    machine = next_year | {"UV_CACHE_DIR": str(tmp_path / "cache")}
+    """Every list, from a fresh clone with empty caches, through the project's own commands.
+
+    Only one of the two installers is configured to use the index; the other has to follow.
+    """
+    machine = {
+        configured: index,
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_CACHE_DIR": "1",
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+    }
     run("make", "build", f"PYTHON={python}", cwd=clone, **machine)
     run("make", ".venv/.installed", f"PYTHON={python}", cwd=clone, **machine)
 
+    assert {"uv", "deflate", "pytest"} <= year.asked_for
     contributors = installed(clone / ".venv")
     assert contributors <= pins("uv") | pins("dev")
     assert dict(contributors).keys() >= {"uv", "boto3", "google-auth", "pytest"}
@@ -292,7 +301,7 @@ def test_newer_releases_change_nothing(
     newest = run(
         *(ours, "-m", "uv", "pip", "install", "--dry-run", "--upgrade", "google-auth"),
         cwd=tmp_path,
-        UV_DEFAULT_INDEX=machine["PIP_INDEX_URL"],
+        UV_DEFAULT_INDEX=index,
         UV_NO_CACHE="1",
     )
     assert f"google-auth=={next_after(dict(pins('dev'))['google-auth'])}" in newest
