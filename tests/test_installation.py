@@ -274,7 +274,8 @@ tools.make_environment(Path(sys.argv[1]), f"{sys.argv[2]}.txt")
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    ("python", "configured"), zip(pythons(), cycle(["PIP_INDEX_URL", "UV_DEFAULT_INDEX"]))
+    ("python", "configured"),
+    [*zip(pythons(), cycle(["PIP_INDEX_URL", "UV_DEFAULT_INDEX"]), strict=False)],
 )
 def test_newer_releases_change_nothing(
     python: str, configured: str, clone: Path, year: NextYear, index: str, tmp_path: Path
