@@ -1,10 +1,4 @@
-# make run     the whole service on this machine, no cloud account needed
-# make test    the tests that need Python alone
-# make verify  the tests on DynamoDB Local and in Lambda's own runtime loop
-# make check   lint and strict types
-# make bench   measures it beside what a user would have instead: infra/bench/RESULTS.md
-# make build   what is deployed, into .build/artifact/arm64 (ARCHITECTURE=x86_64 for the other)
-# PYTHON=python3.13 make run     uses another Python (3.11 or newer)
+# `make help` lists the targets. PYTHON=python3.13 make run uses another Python, 3.11 or newer.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,78 +6,82 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
 ARCHITECTURE ?= arm64
-# A build needs no packages of Python's: an operator's machine may have none.
+# A build needs no installed packages: an operator's machine may have only Python.
 BUILDER = $(or $(wildcard $(BIN)/python),$(PYTHON))
 
-.PHONY: run test verify bench verify-tools check build artifact mutants format lock clean
+.PHONY: help run test check verify bench build format docs lock advisories mutants verify-tools artifact clean
 .DEFAULT_GOAL := help
 
 define python_is_new_enough
   $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-    { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+    { echo "Python 3.11 or newer is required; name one with PYTHON=..." >&2; exit 1; }
 endef
 
-help:
-	@sed -n 's/^# //p' Makefile | head -7
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | \
+	  while IFS='|' read -r target text; do printf 'make %-13s %s\n' "$$target" "$$text"; done
 
-# The project itself is installed too, as it lies here: that makes $(BIN)/gemini-generate.
-$(INSTALLED): infra/requirements/dev.txt pyproject.toml
-	@$(call python_is_new_enough,$(PYTHON))
-	@echo "Installing into $(VENV) (once; about a minute) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes \
-	  --requirement infra/requirements/dev.txt
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-index \
-	  --no-build-isolation --editable .
-	@touch $@
-
-run: $(INSTALLED)
+run: $(INSTALLED) ## run the whole service on this machine, without a cloud account (PORT=8000)
 	@PORT=$(PORT) exec $(BIN)/python -m infra.local
 
-test: $(INSTALLED)
+test: $(INSTALLED) ## run the tests that need only Python
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-verify: verify-tools
-	@$(BIN)/python -m pytest -m real -n 3 --dist loadfile --no-loadscope-reorder
-
-# Leave the machine alone meanwhile: it takes about twenty minutes.
-bench: verify-tools
-	@$(BIN)/python -m infra.bench
-
-# Needs Java 17, npm, Chromium and its driver (Debian: default-jre-headless npm chromium
-# chromium-driver) and a Python 3.13.
-verify-tools: $(INSTALLED)
-	@$(BIN)/python -m infra.verify.tools
-
-check: $(INSTALLED)
+check: $(INSTALLED) ## lint and check types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-build:
+verify: verify-tools ## run the tests on DynamoDB Local, in the Lambda runtime, and in a browser
+	@$(BIN)/python -m pytest -m real -n 3 --dist loadfile --no-loadscope-reorder
+
+# Leave the machine idle meanwhile.
+bench: verify-tools ## measure the service beside its alternatives: infra/bench/RESULTS.md (20 minutes)
+	@$(BIN)/python -m infra.bench
+
+build: ## build what is deployed, into .build/artifact/arm64 (ARCHITECTURE=x86_64 for the other)
 	@rm -rf .build/artifact/$(ARCHITECTURE)
 	@$(MAKE) --no-print-directory artifact INTO=.build/artifact/$(ARCHITECTURE)
 
-# Also what `sam build` comes to, by way of infra/build/<architecture>/Makefile.
-artifact:
-	@$(call python_is_new_enough,$(BUILDER))
-	@$(BUILDER) -m infra.build --architecture $(ARCHITECTURE) --into "$(INTO)"
-
-# Breaks the money protocol on purpose, a dozen and more times; fails when a break goes unnoticed.
-mutants: $(INSTALLED)
-	@$(BIN)/python -m tests.mutants
-
-format: $(INSTALLED)
+format: $(INSTALLED) ## format the code and apply the linter's safe fixes
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-# Needs uv: recompiles the pinned requirements from the .in files.
-LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-  --no-emit-index-url --no-emit-find-links
-lock:
-	cd infra/requirements && for name in runtime dev verify; do \
-	  $(LOCK) --constraint runtime.in $$name.in -o $$name.txt; done
-	cd infra/requirements && for name in sam checkov schemathesis litellm; do $(LOCK) $$name.in -o $$name.txt; done
+docs: $(INSTALLED) ## render infra/docs/API.md from the HTTP contract
+	@$(BIN)/python -m infra.docs.api
 
-clean:
+# Without UPGRADE, only what the .in files ask for changes.
+UPGRADE ?= --upgrade
+LOCK = ../../$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 \
+  --generate-hashes --only-binary=:all: --no-header --no-emit-index-url --no-emit-find-links $(UPGRADE)
+lock: $(INSTALLED) ## pin the newest release of every package in infra/requirements (UPGRADE= keeps pins)
+	@cd infra/requirements && $(LOCK) runtime.in -o runtime.txt
+	@cd infra/requirements && for name in dev verify; do \
+	  $(LOCK) --constraint runtime.txt $$name.in -o $$name.txt || exit 1; done
+	@cd infra/requirements && for name in uv sam checkov schemathesis advisories; do \
+	  $(LOCK) $$name.in -o $$name.txt || exit 1; done
+
+advisories: $(INSTALLED) ## look every pin up in a database of known vulnerabilities
+	@$(BIN)/python -m infra.verify.advisories
+
+mutants: $(INSTALLED) ## break the money protocol on purpose; fails if the tests miss a break
+	@$(BIN)/python -m tests.mutants
+
+# Java 17, npm, Chromium and its driver (Debian: default-jre-headless npm chromium chromium-driver)
+# and a Python 3.13 must be there.
+verify-tools: $(INSTALLED) ## install what verify and bench use, into .build/tools
+	@$(BIN)/python -m infra.verify.tools
+
+# `sam build` runs it too, through infra/build/<architecture>/Makefile.
+artifact: ## build what is deployed, into the directory INTO
+	@$(call python_is_new_enough,$(BUILDER))
+	@$(BUILDER) -m infra.build --architecture $(ARCHITECTURE) --into "$(INTO)"
+
+clean: ## remove everything that these targets make
 	rm -rf $(VENV) .local .build .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The project is installed as editable, for $(BIN)/gemini-generate.
+$(INSTALLED): infra/requirements/uv.txt infra/requirements/dev.txt pyproject.toml
+	@$(call python_is_new_enough,$(PYTHON))
+	@$(PYTHON) -m infra.environments $(VENV)
+	@touch $@

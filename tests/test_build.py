@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import botocore.session
 import pytest
 from packaging.markers import Marker
+from packaging.utils import canonicalize_name
 
 from infra.build import wheels
 from infra.build.artifact import OURS, build, copy_sources
@@ -72,6 +74,7 @@ SERVICE = {
     "lib/pages/docs.html": "<title>Docs</title>\n",
 }
 SHIPPED = {
+    "acorn-1.0.dist-info/METADATA",
     "acorn/__init__.py",
     "acorn/data.txt",
     "acorn_more.py",
@@ -241,6 +244,7 @@ def test_a_wheel_can_not_write_outside_the_artifact(tmp_path: Path) -> None:
         "google/genai/tests/client/test_client.py",
         "pydantic/main.pyi",
         "boto3-1.44.5.dist-info/RECORD",
+        "cryptography-50.0.2.dist-info/METADATA",
     ],
 )
 def test_what_the_service_never_reads_is_cut(name: str) -> None:
@@ -257,6 +261,7 @@ def test_what_the_service_never_reads_is_cut(name: str) -> None:
         "botocore/data/sqs/2012-11-05/service-2.json.gz",
         "google/genai/types.py",
         "httpx2-2.16.2.dist-info/METADATA",
+        "boto3-1.44.5.dist-info/METADATA",
     ],
 )
 def test_what_the_service_reads_is_not(name: str) -> None:
@@ -283,6 +288,25 @@ def test_a_description_loses_its_documentation_and_nothing_else() -> None:
         "members": {"documentation": {"shape": "S", "documentation": ""}},
         "errors": [{"shape": "E", "documentation": ""}],
     }
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_package_keeps_the_fields_of_its_metadata_and_loses_its_readme(end: bytes) -> None:
+    lines = (
+        b"Metadata-Version: 2.4",
+        b"Name: acorn",
+        b"Version: 1.0",
+        b"",
+        b"# Acorn",
+        b"",
+        b"Oak",
+    )
+    whole = end.join(lines)
+
+    name, content = slimmed("acorn-1.0.dist-info/METADATA", whole)
+
+    assert name == "acorn-1.0.dist-info/METADATA"
+    assert content.splitlines() == [*lines[:3]]
 
 
 def test_a_file_that_describes_nothing_stays_as_it_is() -> None:
@@ -475,6 +499,29 @@ def test_nothing_ships_that_should_not(x86_64: Path) -> None:
         assert not re.search(r"(^|/)\.|\.(pyi|md|txt|toml|yaml|yml|sh|c|h|whl)$", name), name
         assert name.split("/")[0] in OURS or not name.endswith(".py"), name
         assert not is_cut(re.sub(r"\.pyc$", ".py", name)), name
+
+
+@pytest.mark.real
+def test_scanners_find_every_package_that_ships_in_its_version_and_no_other(x86_64: Path) -> None:
+    """As Amazon Inspector and others do: by the METADATA of each package."""
+    found = {
+        canonicalize_name(each.name): each.version
+        for each in importlib.metadata.distributions(path=[str(x86_64)])
+    }
+    text = (PROJECT_ROOT / REQUIREMENTS).read_text("utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
+    shipped = {
+        package
+        for wheel in wheels.fetch(PROJECT_ROOT / REQUIREMENTS, "x86_64", PROJECT_ROOT / WHEELS)
+        for package in [canonicalize_name(wheel.name.split("-")[0])]
+        if any(
+            name.endswith((".py", ".so")) and not is_cut(name) for name, _ in wheels.contents(wheel)
+        )
+    }
+
+    assert shipped == found.keys()
+    assert found.items() <= pinned.items()
+    assert len(found) > 20
 
 
 @pytest.mark.real

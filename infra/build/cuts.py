@@ -27,6 +27,11 @@ class Cut:
         return _matches(path, self.patterns) and not _matches(path, self.kept)
 
 
+def _metadata(*packages: str) -> tuple[str, ...]:
+    """What says that the packages are there, for packages that aren't."""
+    return tuple(f"{package}-*.dist-info/*" for package in packages)
+
+
 CUTS = (
     Cut(
         "google-auth signs with them for service accounts; Gemini is called with an API key",
@@ -38,14 +43,21 @@ CUTS = (
             "pyasn1/*",
             "pyasn1_modules/*",
             "google/oauth2/*",
+            *_metadata("cryptography", "cffi", "pycparser", "pyasn1", "pyasn1_modules"),
         ),
     ),
     Cut(
         "google-auth's own HTTP client; ours is httpx2",
-        ("requests/*", "charset_normalizer/*", "*__mypyc*.so"),
+        (
+            "requests/*",
+            "charset_normalizer/*",
+            "*__mypyc*.so",
+            *_metadata("requests", "charset_normalizer"),
+        ),
     ),
     Cut(
-        "google-genai's parts for agents and interactions tell Linuxes apart with it", ("distro/*",)
+        "google-genai's parts for agents and interactions tell Linuxes apart with it",
+        ("distro/*", *_metadata("distro")),
     ),
     Cut(
         "google-genai's agents and interactions, loaded when a client is asked for them",
@@ -87,10 +99,10 @@ CUTS = (
     Cut("tests of packages", ("certifi/tests/*", "google/genai/tests/*")),
     Cut("what type checkers and compilers read", ("*.pyi", "*/py.typed", "*.c")),
     Cut(
-        "what installers read; httpx2 and httpcore2 ask for their own versions, and google-genai"
-        " for httpx2's",
+        "what installers read; METADATA says which version it is, to vulnerability scanners and to"
+        " httpx2, httpcore2 and google-genai",
         ("*.dist-info/*",),
-        kept=("httpx2-*.dist-info/METADATA", "httpcore2-*.dist-info/METADATA"),
+        kept=("*.dist-info/METADATA",),
     ),
 )
 

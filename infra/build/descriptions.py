@@ -1,11 +1,13 @@
-"""botocore's descriptions of services, as far as a client that calls them reads them.
+"""What packages say about services and about themselves, as far as it is read.
 
-A client parses all of its service's description and of the list of endpoints when it is made, which
-is at every cold start. Nine tenths of that are documentation and other services' endpoints.
+A client of botocore's parses all of its service's description and of the list of endpoints when it
+is made, which is at every cold start. Nine tenths of that are documentation and other services'
+endpoints. Of a package's METADATA, scanners read the fields, and the text below them is its README.
 """
 
 import gzip
 import json
+import re
 import zlib
 from typing import Any
 
@@ -18,6 +20,8 @@ SERVICES = ("dynamodb", "s3", "secretsmanager", "sqs")
 
 _ENDPOINTS = "botocore/data/endpoints.json"
 _DESCRIPTION = "/service-2.json.gz"
+_METADATA = ".dist-info/METADATA"
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _OTHER_FORM = (ValueError, OSError, EOFError, zlib.error, LookupError, TypeError, AttributeError)
 
 
@@ -35,6 +39,8 @@ def slimmed(name: str, content: bytes) -> tuple[str, bytes]:
         if name.startswith("botocore/data/") and name.endswith(_DESCRIPTION):
             description = _without_documentation(json.loads(gzip.decompress(content)))
             return name.removesuffix(".gz"), _written(description)
+        if name.endswith(_METADATA):
+            return name, _BLANK_LINE.split(content, 1)[0] + b"\n"
     except _OTHER_FORM as fault:
         raise BuildError(f"{name} is not what botocore's descriptions were so far") from fault
     return name, content

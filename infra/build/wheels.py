@@ -5,7 +5,6 @@ Only files whose SHA-256 stands in the requirements are ever opened, wherever th
 
 import hashlib
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from infra.build.faults import BuildError
+from infra.environments import pip_environment
 
 __all__ = ["PLATFORMS", "contents", "fetch"]
 
@@ -149,7 +149,7 @@ def _run(*command: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PIP_NO_INPUT": "1"},
+            env=pip_environment() | {"PIP_NO_INPUT": "1"},
             text=True,
             errors="replace",
             check=False,

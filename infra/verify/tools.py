@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from infra import environments
 from infra.build import python313 as machine
 from infra.template import PROJECT_ROOT
 
@@ -29,9 +30,12 @@ __all__ = [
     "dynamodb_local",
     "emulator",
     "install_litellm",
+    "install_pip_audit",
     "java",
     "litellm",
+    "make_environment",
     "packages",
+    "pip_audit",
     "python313",
     "sam",
     "schemathesis",
@@ -114,6 +118,25 @@ def schemathesis() -> Path:
     return _installed(_schemathesis()) / "bin" / "schemathesis"
 
 
+def pip_audit() -> Path:
+    """The command ``pip-audit``, in an environment of its own.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_pip_audit(), "make advisories") / "bin" / "pip-audit"
+
+
+def install_pip_audit() -> None:
+    """Installs ``pip-audit``, unless it is there.
+
+    Raises:
+        ToolMissingError
+    """
+    if not _is_whole(_pip_audit()):
+        _install(_pip_audit(), _make_pip_audit)
+
+
 def litellm() -> Path:
     """The ``litellm`` command, in an environment of its own; ``install_litellm`` makes it.
 
@@ -178,6 +201,18 @@ def packages() -> Path:
     return _installed(_packages())
 
 
+def make_environment(goal: Path, requirements: str, python: str = sys.executable) -> None:
+    """Makes ``goal`` a virtual environment of ``python`` with what one of our lists pins.
+
+    The list has an environment of its own, since its pins may contradict the contributor's.
+
+    Raises:
+        ToolMissingError
+    """
+    _run([python, "-m", "venv", "--without-pip", "--clear", str(goal)], _COMMAND_TAKES_S)
+    _install_pinned(requirements, goal)
+
+
 def java() -> str:
     """The path of a Java runtime, 17 or newer.
 
@@ -209,6 +244,10 @@ def _checkov() -> Path:
 
 def _schemathesis() -> Path:
     return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
+
+
+def _pip_audit() -> Path:
+    return TOOLS / f"pip-audit-{_digest('advisories.txt')}"
 
 
 def _litellm() -> Path:
@@ -278,19 +317,23 @@ def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
 
 
 def _make_sam(goal: Path) -> None:
-    _make_environment(goal, "sam.txt")
+    make_environment(goal, "sam.txt")
 
 
 def _make_checkov(goal: Path) -> None:
-    _make_environment(goal, "checkov.txt")
+    make_environment(goal, "checkov.txt")
 
 
 def _make_schemathesis(goal: Path) -> None:
-    _make_environment(goal, "schemathesis.txt")
+    make_environment(goal, "schemathesis.txt")
+
+
+def _make_pip_audit(goal: Path) -> None:
+    make_environment(goal, "advisories.txt")
 
 
 def _make_litellm(goal: Path) -> None:
-    _make_environment(goal, "litellm.txt")
+    make_environment(goal, "litellm.txt")
 
 
 def _make_axe(goal: Path) -> None:
@@ -298,23 +341,20 @@ def _make_axe(goal: Path) -> None:
         shutil.copy(package / "axe.min.js", goal)
 
 
-def _make_environment(goal: Path, requirements: str) -> None:
-    """A virtual environment of its own: these commands pin what we pin otherwise."""
-    _run([sys.executable, "-m", "venv", str(goal)], _COMMAND_TAKES_S)
-    wanted = REQUIREMENTS / requirements
-    # The file has everything; pip by itself would ask for a hash of each combination of extras.
-    _pip(goal / "bin" / "python", "install", "--no-deps", f"--requirement={wanted}")
-
-
 def _make_python313(goal: Path) -> None:
-    _run([_find_python313(), "-m", "venv", str(goal)], _COMMAND_TAKES_S)
-    _pip(goal / "bin" / "python", "install", f"--requirement={REQUIREMENTS / 'verify.txt'}")
+    make_environment(goal, "verify.txt", _find_python313())
 
 
 def _make_packages(goal: Path) -> None:
-    python = _installed(_python313()) / "bin" / "python"
-    wanted = REQUIREMENTS / "runtime.txt"
-    _pip(python, "install", "--only-binary=:all:", f"--target={goal}", f"--requirement={wanted}")
+    into = f"--target={goal}"
+    _install_pinned("runtime.txt", _installed(_python313()), "--compile-bytecode", into)
+
+
+def _install_pinned(requirements: str, environment: Path, *options: str) -> None:
+    try:
+        environments.install([REQUIREMENTS / requirements], environment, *options)
+    except environments.InstallationError as fault:
+        raise ToolMissingError(f"{requirements} can't be installed: {fault}") from fault
 
 
 def _find_python313() -> str:
@@ -326,12 +366,6 @@ def _find_python313() -> str:
             " or name it with PYTHON313=..."
         )
     return found
-
-
-def _pip(python: Path, *arguments: str) -> None:
-    """pip, with hashes; it compiles what it installs."""
-    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    _run([*command, arguments[0], "--require-hashes", *arguments[1:]], _COMMAND_TAKES_S)
 
 
 def _run(command: list[str], within_s: float) -> str:
@@ -365,6 +399,7 @@ def main() -> int:
         _install(_sam(), _make_sam)
         _install(_checkov(), _make_checkov)
         _install(_schemathesis(), _make_schemathesis)
+        _install(_pip_audit(), _make_pip_audit)
         _install(_axe(), _make_axe)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)

@@ -14,7 +14,7 @@ from lib.ledger.order import CREDITS_PER_IMAGE
 
 __all__ = ["openapi"]
 
-VERSION = "1.0.0"
+VERSION = "0.1.0"
 _SCHEMAS = "#/components/schemas/"
 
 
