@@ -28,9 +28,7 @@ __all__ = [
     "checkov",
     "dynamodb_local",
     "emulator",
-    "install_litellm",
     "java",
-    "litellm",
     "packages",
     "python313",
     "sam",
@@ -114,27 +112,6 @@ def schemathesis() -> Path:
     return _installed(_schemathesis()) / "bin" / "schemathesis"
 
 
-def litellm() -> Path:
-    """The ``litellm`` command, in an environment of its own; ``install_litellm`` makes it.
-
-    Raises:
-        ToolMissingError
-    """
-    return _installed(_litellm(), "python -m infra.bench.litellm") / "bin" / "litellm"
-
-
-def install_litellm() -> None:
-    """Installs the proxy, some 740 MB, unless it is there: ``make verify`` does without it.
-
-    Raises:
-        ToolMissingError
-    """
-    try:
-        _install(_litellm(), _make_litellm)
-    except ToolMissingError as fault:
-        raise ToolMissingError("LiteLLM's proxy can not be installed on this machine") from fault
-
-
 def axe() -> Path:
     """The script of axe-core.
 
@@ -211,10 +188,6 @@ def _schemathesis() -> Path:
     return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
 
 
-def _litellm() -> Path:
-    return TOOLS / f"litellm-{_digest('litellm.txt')}"
-
-
 def _axe() -> Path:
     return TOOLS / f"axe-core-{AXE_VERSION}"
 
@@ -232,9 +205,9 @@ def _digest(requirements: str) -> str:
     return hashlib.sha256((REQUIREMENTS / requirements).read_bytes()).hexdigest()[:12]
 
 
-def _installed(path: Path, command: str = "make verify-tools") -> Path:
+def _installed(path: Path) -> Path:
     if not _is_whole(path):
-        raise ToolMissingError(f"{path.name} is not installed: run `{command}` first")
+        raise ToolMissingError(f"{path.name} is not installed: run `make verify-tools` first")
     return path
 
 
@@ -287,10 +260,6 @@ def _make_checkov(goal: Path) -> None:
 
 def _make_schemathesis(goal: Path) -> None:
     _make_environment(goal, "schemathesis.txt")
-
-
-def _make_litellm(goal: Path) -> None:
-    _make_environment(goal, "litellm.txt")
 
 
 def _make_axe(goal: Path) -> None:
