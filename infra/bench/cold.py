@@ -101,10 +101,10 @@ def measure(servers: Servers, made: Builds, starts: int) -> Cold:
     found = {function: InitTimes() for function in _EVENTS}
     for _ in range(starts):
         for function, event in _EVENTS.items():
-            handler, times = f"handlers.{function}.handler", found[function]
-            times.built.append(_init_ms(made.built, handler, event, servers))
-            times.plain.append(_init_ms(made.plain, handler, event, servers))
-            times.empty.append(_init_ms(made.empty, "empty.handler", event, servers))
+            for name in ("built", "plain", "empty"):
+                handler = "empty.handler" if name == "empty" else f"handlers.{function}.handler"
+                took_ms = _init_ms(getattr(made, name), handler, event, servers)
+                getattr(found[function], name).append(took_ms)
     return found
 
 
@@ -127,26 +127,22 @@ def account_ratio(cold: Cold) -> float:
 
 def report(cold: Cold) -> Iterator[str]:
     """The section of the results."""
-    ratio = account_ratio(cold)
+    account = account_ratio(cold)
     yield from section(
         "Cold start: INIT",
         f"In Lambda's own runtime, median (min to max) of {len(cold['generate'].built)} starts",
         "each, alternating. `plain` is `sam build` without our build step. The account function is",
         "also compared with the plain generate function, which loads the whole artifact:",
-        f"**{ratio:.2f}** ({verdict(ratio, ACCOUNT_TARGET)}).",
+        f"**{account:.2f}** ({verdict(account, ACCOUNT_TARGET)}).",
     )
-    yield from table(
-        ("function", "built / plain", "target", "built, ms", "plain, ms", "empty handler, ms"),
-        (
-            (
-                function,
-                f"**{times.ratio:.2f}**",
-                verdict(times.ratio, INIT_TARGET),
-                *(spread(each) for each in (times.built, times.plain, times.empty)),
-            )
-            for function, times in cold.items()
-        ),
-    )
+    rows = []
+    for function, times in cold.items():
+        ratio = (f"**{times.ratio:.2f}**", verdict(times.ratio, INIT_TARGET))
+        rows.append(
+            (function, *ratio, spread(times.built), spread(times.plain), spread(times.empty))
+        )
+    head = ("function", "built / plain", "target", "built, ms", "plain, ms", "empty handler, ms")
+    yield from table(head, rows)
 
 
 def report_size(made: Builds) -> Iterator[str]:

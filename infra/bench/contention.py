@@ -12,7 +12,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
 
 from infra.bench.conflicts import conflicts_at
 from infra.bench.meters import percentile
@@ -69,45 +72,22 @@ class Contention:
         return crowd.p99_ms - self.alone_ms[crowd.refused]
 
 
-@dataclass
-class _Samples:
-    """One client's wall milliseconds of successes, its errors, and when it ended."""
-
-    took_ms: list[float] = field(default_factory=list)
-    errors: int = 0
-    ended_at: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Share:
-    """The work of one process: a thread for each of ``organisations``, ``rounds`` requests each."""
-
-    servers: Servers
-    dynamodb_url: str
-    organisations: tuple[str, ...]
-    rounds: int
-    starts_at: float
-
-
 def measure(servers: Servers, requests: int) -> Contention:
     """Measures each crowd twice: ``requests`` in a loop, and in at most ``BURSTS`` bursts."""
     bursts, loops, alone_ms = [], [], {}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, spawn, _die_with_the_parent) as processes:
+    with ProcessPoolExecutor(PROCESSES, spawn, _die_with_the_parent) as pool:
         for refused in (False, True):
-            clients = _Clients(processes, servers, refused=refused)
+            crowd = _Processes(pool, servers, refused).crowd
             # A young JVM is several times slower than one that has served some thousand requests.
-            clients.crowd("warm-up", PROCESSES, 1, bursts=1, rounds=requests // PROCESSES)
-            for number, organisations in CLIENTS_AND_ORGANISATIONS:
-                rounds = requests // number
-                crowd = clients.crowd("loop", number, organisations, bursts=1, rounds=rounds)
-                loops.append(crowd)
-                if number == 1:
-                    alone_ms[refused] = crowd.p50_ms
+            crowd(PROCESSES, 1, 1, requests // PROCESSES)
+            for clients, organisations in CLIENTS_AND_ORGANISATIONS:
+                rounds = requests // clients
+                loops.append(crowd(clients, organisations, 1, rounds))
+                if clients > 1:
+                    bursts.append(crowd(clients, organisations, min(rounds, BURSTS), 1))
                 else:
-                    times = min(rounds, BURSTS)
-                    crowd = clients.crowd("burst", number, organisations, bursts=times, rounds=1)
-                    bursts.append(crowd)
+                    alone_ms[refused] = loops[-1].p50_ms
     return Contention(bursts, loops, alone_ms)
 
 
@@ -116,76 +96,68 @@ def _die_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-class _Clients:
-    """Clients in several processes; their conflicting transactions wait or are ``refused``."""
+@dataclass(frozen=True)
+class _Processes:
+    """Runs clients in several processes; their conflicting transactions wait or are ``refused``."""
 
-    def __init__(self, processes: ProcessPoolExecutor, servers: Servers, *, refused: bool) -> None:
-        self._processes, self._servers, self._refused = processes, servers, refused
-        self._url = servers.conflicting_url if refused else servers.dynamodb_url
-        self._accounts = Accounts(credits_table(servers, self._url))
+    pool: ProcessPoolExecutor
+    servers: Servers
+    refused: bool
 
-    def crowd(
-        self, kind: str, clients: int, organisations: int, *, bursts: int, rounds: int
-    ) -> Crowd:
+    def crowd(self, clients: int, organisations: int, bursts: int, rounds: int) -> Crowd:
         """Lets all clients start at once, ``bursts`` times, with ``rounds`` requests each time."""
-        prefix = f"{kind}-{self._refused:d}-{clients}-{organisations}"
-        names = [f"{prefix}-{number}" for number in range(organisations)]
+        url = self.servers.conflicting_url if self.refused else self.servers.dynamodb_url
+        accounts = Accounts(credits_table(self.servers, url))
+        names = [f"crowd-{uuid4()}" for _ in range(organisations)]
         for name in names:
-            open_account(self._accounts, name)
-        before = conflicts_at(self._servers.conflicting_url)
-        samples, seconds = [], 0.0
+            open_account(accounts, name)
+        of_clients = names * (clients // organisations)
+        shares = [of_clients[first::PROCESSES] for first in range(min(clients, PROCESSES))]
+        took_ms: list[float] = []
+        before, seconds = conflicts_at(self.servers.conflicting_url), 0.0
         for _ in range(bursts):
-            ran, took_s = self._run(names * (clients // organisations), rounds)
-            samples += ran
-            seconds += took_s
-        took_ms = [each for client in samples for each in client.took_ms]
+            starts_at = time.time() + START_TAKES_S
+            work = partial(_run_clients, self.servers, url, starts_at, rounds)
+            done = list(self.pool.map(work, shares))
+            took_ms += [ms for share_ms, _ in done for ms in share_ms]
+            seconds += max(ended_at for _, ended_at in done) - starts_at
         return Crowd(
             clients,
             organisations,
-            self._refused,
+            self.refused,
             per_s=len(took_ms) / seconds,
             p50_ms=percentile(took_ms, 50),
             p99_ms=percentile(took_ms, 99),
-            conflicts=conflicts_at(self._servers.conflicting_url) - before,
-            errors=sum(client.errors for client in samples),
-            exact=self._is_exact(names, len(took_ms)),
+            conflicts=conflicts_at(self.servers.conflicting_url) - before,
+            errors=clients * bursts * rounds - len(took_ms),
+            exact=_is_exact(accounts, names, len(took_ms)),
         )
 
-    def _run(self, organisations: list[str], rounds: int) -> tuple[list[_Samples], float]:
-        """Runs a client for each of ``organisations``; the seconds until the last one ended."""
-        starts_at = time.time() + START_TAKES_S
-        shares = [tuple(organisations[first::PROCESSES]) for first in range(PROCESSES)]
-        work = [
-            _Share(self._servers, self._url, share, rounds, starts_at) for share in shares if share
-        ]
-        ran = [client for clients in self._processes.map(_run_share, work) for client in clients]
-        return ran, max(client.ended_at for client in ran) - starts_at
 
-    def _is_exact(self, names: list[str], successes: int) -> bool:
-        reports = [self._accounts.audit(name, Deadline(AUDIT_TAKES_S)) for name in names]
-        charged = sum(CREDITS - report.credits for report in reports)
-        return charged == successes * CREDITS_PER_IMAGE and not any(each.drift for each in reports)
+def _is_exact(accounts: Accounts, names: list[str], successes: int) -> bool:
+    reports = [accounts.audit(name, Deadline(AUDIT_TAKES_S)) for name in names]
+    charged = sum(CREDITS - report.credits for report in reports)
+    return charged == successes * CREDITS_PER_IMAGE and not any(each.drift for each in reports)
 
 
-def _run_share(share: _Share) -> list[_Samples]:
-    ledger = Ledger(credits_table(share.servers, share.dynamodb_url))
+def _run_clients(
+    servers: Servers, url: str, starts_at: float, rounds: int, organisations: list[str]
+) -> tuple[list[float], float]:
+    """One process: a thread for each organisation; wall ms of successes, and when all ended."""
+    ledger = Ledger(credits_table(servers, url))
+    took_ms: list[float] = []
 
-    def run(organisation: str) -> _Samples:
-        samples = _Samples()
-        time.sleep(max(0.0, share.starts_at - time.time()))
-        for _ in range(share.rounds):
+    def run(organisation: str) -> None:
+        time.sleep(max(0.0, starts_at - time.time()))
+        for _ in range(rounds):
             began = time.perf_counter()
-            try:
+            with suppress(ServiceError, LedgerUnreachable):
                 reserve_and_settle(ledger, organisation, FUNCTION_TIMEOUT_S)
-            except (ServiceError, LedgerUnreachable):
-                samples.errors += 1
-            else:
-                samples.took_ms.append((time.perf_counter() - began) * 1000)
-        samples.ended_at = time.time()
-        return samples
+                took_ms.append((time.perf_counter() - began) * 1000)
 
-    with ThreadPoolExecutor(len(share.organisations)) as threads:
-        return list(threads.map(run, share.organisations))
+    with ThreadPoolExecutor(len(organisations)) as threads:
+        list(threads.map(run, organisations))
+    return took_ms, time.time()
 
 
 def reserve_and_settle(ledger: Ledger, organisation: str, within_s: float) -> None:
@@ -222,18 +194,13 @@ _HEAD = (
 
 
 def _row(crowd: Crowd, contention: Contention, *, has_target: bool) -> tuple[object, ...]:
-    """Only DynamoDB Local by itself has a target."""
+    """The target is for DynamoDB Local by itself."""
     added_ms = contention.added_ms(crowd)
-    judged = has_target and not crowd.refused and crowd.clients > crowd.organisations
-    return (
-        crowd.clients,
-        crowd.organisations,
-        "are refused" if crowd.refused else "wait",
-        f"**{added_ms:.0f}**"
-        + (f" ({verdict(added_ms, ADDED_P99_TARGET_MS, '.0f')})" if judged else ""),
-        f"{crowd.p50_ms:.0f} / {crowd.p99_ms:.0f}",
-        f"{crowd.per_s:.0f}",
-        crowd.conflicts if crowd.refused else "",
-        crowd.errors,
-        "yes" if crowd.exact else "**no**",
-    )
+    added = f"**{added_ms:.0f}**"
+    if has_target and not crowd.refused and crowd.clients > crowd.organisations:
+        added += f" ({verdict(added_ms, ADDED_P99_TARGET_MS, '.0f')})"
+    how, conflicts = ("are refused", crowd.conflicts) if crowd.refused else ("wait", "")
+    times = f"{crowd.p50_ms:.0f} / {crowd.p99_ms:.0f}"
+    exact = "yes" if crowd.exact else "**no**"
+    head = (crowd.clients, crowd.organisations, how, added, times, f"{crowd.per_s:.0f}")
+    return (*head, conflicts, crowd.errors, exact)

@@ -44,23 +44,15 @@ MAX_RUNS = 30
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """The reconciler's work on ``due`` expired reservations, in runs of its own timeout."""
-
-    due: int
-    runs: int
-    seconds: float
-    refunded: int
-    drift: int
-
-
-@dataclass(frozen=True)
 class Growth:
-    """Wall ms by the generations in the history: reserve and settle, and a page of the history."""
+    """Wall ms of reserve and settle, and of a page, by the generations in the history.
+
+    ``sweep`` is a sentence about the reconciler's work.
+    """
 
     requests: Mapping[int, list[float]]
     pages: Mapping[int, list[float]]
-    sweep: Sweep
+    sweep: str
 
 
 def measure(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> Growth:
@@ -102,32 +94,34 @@ def _row(organisation: str, number: int, status: Status) -> Generation:
     )
 
 
-def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: int) -> Sweep:
+def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: int) -> str:
     """Runs the reconciler until it has refunded ``due`` reservations of dead requests."""
-    organisation = "due"
-    open_account(accounts, organisation)
+    open_account(accounts, "due")
     client.update_item(
         TableName=TABLE,
-        Key=account_key(organisation),
+        Key=account_key("due"),
         UpdateExpression="SET credits = credits - :held",
         ExpressionAttributeValues={":held": {"N": str(due * CREDITS_PER_IMAGE)}},
     )
-    rows = (_row(organisation, number, Status.RESERVED) for number in range(due))
+    rows = (_row("due", number, Status.RESERVED) for number in range(due))
     _write(client, (replace(row, due_at=1_700_000_100) for row in rows))
-    functions = {each.handler: each for each in Template.from_file().functions()}
-    function = functions["handlers.reconcile.handler"]
+    timeouts_s = {each.handler: each.timeout_s for each in Template.from_file().functions()}
     refunded, runs = 0, 0
     began = time.perf_counter()
     with configured(servers.environment):
         while refunded < due and runs < MAX_RUNS:
-            context: Any = LambdaContext(function.name, "1024", function.timeout_s)
+            timeout_s = timeouts_s["handlers.reconcile.handler"]
+            context: Any = LambdaContext("ReconcileFunction", "1024", timeout_s)
             refunded += reconcile.handler({}, context)["refunded"]
             runs += 1
     seconds = time.perf_counter() - began
-    audit = accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
-    if audit.credits != CREDITS:
+    audit = accounts.audit("due", Deadline(AUDIT_TAKES_S))
+    if audit.credits != CREDITS or audit.drift:
         raise UnexpectedAnswerError(f"{CREDITS - audit.credits} credits were not refunded")
-    return Sweep(due, runs, seconds, refunded, audit.drift)
+    return (
+        f"The reconciler refunded {refunded:,} of {due:,} expired reservations in {seconds:.0f} s\n"
+        f"({refunded / seconds:.0f} a second) and {runs} runs; every credit came back."
+    )
 
 
 def _write(client: "DynamoDBClient", rows: Iterator[Generation]) -> None:
@@ -137,9 +131,7 @@ def _write(client: "DynamoDBClient", rows: Iterator[Generation]) -> None:
             left = client.batch_write_item(RequestItems=left)["UnprocessedItems"]
 
     with ThreadPoolExecutor(WRITERS) as writers:
-        # A few hundred batches at a time bound the memory.
-        while batches := [batch for _ in range(400) if (batch := list(islice(rows, BATCH)))]:
-            list(writers.map(put, batches))
+        list(writers.map(put, iter(lambda: list(islice(rows, BATCH)), [])))
 
 
 def report(growth: Growth) -> Iterator[str]:
@@ -150,21 +142,10 @@ def report(growth: Growth) -> Iterator[str]:
         "Reserve and settle, and a page of the history, by the number of generations that the",
         "organisation has; alternating, on DynamoDB Local.",
     )
-    yield from table(
-        ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms"),
-        (
-            (
-                f"{size:,}",
-                f"**{statistics.median(ms) / smallest:.2f}**",
-                spread(ms, ".1f"),
-                spread(growth.pages[size], ".1f"),
-            )
-            for size, ms in growth.requests.items()
-        ),
-    )
-    sweep = growth.sweep
-    yield ""
-    yield f"The reconciler refunded {sweep.refunded:,} of {sweep.due:,} expired reservations in"
-    per_s = sweep.refunded / sweep.seconds
-    yield f"{sweep.seconds:.0f} s ({per_s:.0f} a second) and {sweep.runs} runs; every credit came"
-    yield f"back, and the audit found a drift of {sweep.drift}."
+    rows = []
+    for size, ms in growth.requests.items():
+        ratio = f"**{statistics.median(ms) / smallest:.2f}**"
+        rows.append((f"{size:,}", ratio, spread(ms, ".1f"), spread(growth.pages[size], ".1f")))
+    head = ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms")
+    yield from table(head, rows)
+    yield from ("", growth.sweep)

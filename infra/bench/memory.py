@@ -71,15 +71,10 @@ def report(found: list[Memory]) -> Iterator[str]:
         "Peak resident memory (VmHWM) of the built generate function; the template gives it",
         f"{found[0].function_mb} MB.",
     )
-    yield from table(
-        ("pictures", "requests: peak MiB", "target", "added by the second half, MiB"),
-        (
-            (
-                each.kind,
-                ", ".join(f"{count}: **{peak:.0f}**" for count, peak in each.peaks.items()),
-                verdict(each.peak, TARGET_MIB, ".0f"),
-                f"{each.growth_mib:.1f}",
-            )
-            for each in found
-        ),
-    )
+    rows = []
+    for each in found:
+        peaks = ", ".join(f"{count}: **{peak:.0f}**" for count, peak in each.peaks.items())
+        target = verdict(each.peak, TARGET_MIB, ".0f")
+        rows.append((each.kind, peaks, target, f"{each.growth_mib:.1f}"))
+    head = ("pictures", "requests: peak MiB", "target", "added by the second half, MiB")
+    yield from table(head, rows)

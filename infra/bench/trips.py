@@ -84,17 +84,8 @@ def report(trips: Trips) -> Iterator[str]:
         "HTTP requests of a warm function, one after the other, counted at its clients.",
         f"Target for a success: {SUCCESS_TARGET}.",
     )
-    yield from table(
-        ("request", "round trips", "calls"),
-        (
-            (
-                kind,
-                f"**{sum(calls.values())}**",
-                ", ".join(
-                    f"{name} x {times}" if times > 1 else name for name, times in calls.items()
-                )
-                or "none",
-            )
-            for kind, calls in trips.items()
-        ),
-    )
+    rows = []
+    for kind, calls in trips.items():
+        names = [f"{name} x {times}" if times > 1 else name for name, times in calls.items()]
+        rows.append((kind, f"**{calls.total()}**", ", ".join(names) or "none"))
+    yield from table(("request", "round trips", "calls"), rows)

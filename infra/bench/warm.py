@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
@@ -115,8 +116,8 @@ def measure(servers: Servers, drawn: Sequence[Picture], requests: int) -> Warm:
             for number in range(WARM_UP + max(2, requests // (1 + large) // sizes[large])):
                 if number == WARM_UP:
                     ours, theirs = Samples(), Samples()
-                ours.add(lambda event=event: expect(200, event))  # type: ignore[misc]
-                theirs.add(lambda name=name, ratio=ratio: bare(name, ratio))  # type: ignore[misc]
+                ours.add(partial(expect, 200, event))
+                theirs.add(partial(bare, name, ratio))
             size = len(encode_png(picture)) / len(save_with_pillow(picture))
             found.append(Comparison(name, large, ours, theirs, size))
         event = paid_event(servers.api_key, drawn[0][0], "16:9")
@@ -185,39 +186,28 @@ def report(warm: Warm) -> Iterator[str]:
         "CPU of the calling process; requests alternate, and the servers are other processes.",
         "`bare` is google-genai, Pillow's default PNG and boto3's `put_object`: no key, no ledger.",
     )
-    head = ("picture", "CPU, ours / bare", "target", "PNG bytes, ours / default", "target")
-    yield from table(
-        (*head, "ours, CPU ms: median (min to max)", "bare, CPU ms"),
-        (
-            (
-                each.picture,
-                f"**{each.cpu:.2f}**",
-                verdict(each.cpu, CPU_TARGET),
-                f"{each.size:.2f}",
-                verdict(each.size, BYTES_TARGET),
-                spread(each.ours.cpu_ms),
-                spread(each.bare.cpu_ms),
-            )
-            for each in warm.pictures
-        ),
+    head: tuple[str, ...] = (
+        "picture",
+        "CPU, ours / bare",
+        "target",
+        "PNG bytes, ours / default",
+        "target",
     )
+    rows: list[tuple[str, ...]] = []
+    for each in warm.pictures:
+        cpu = (f"**{each.cpu:.2f}**", verdict(each.cpu, CPU_TARGET))
+        size = (f"{each.size:.2f}", verdict(each.size, BYTES_TARGET))
+        rows.append((each.picture, *cpu, *size, spread(each.ours.cpu_ms), spread(each.bare.cpu_ms)))
+    yield from table((*head, "ours, CPU ms: median (min to max)", "bare, CPU ms"), rows)
     yield from _misses(warm)
-    yield ""
-    yield from table(
-        ("all requests", "of each", "ours, wall ms: p50 / p95 / p99", "bare, wall ms"),
-        (_walls(warm, large=False), _walls(warm, large=True)),
-    )
+    head = ("all requests", "of each", "ours, wall ms: p50 / p95 / p99", "bare, wall ms")
+    yield from ("", *table(head, (_walls(warm, large=large) for large in (False, True))))
     yield from ("", f"Our CPU by step ({warm.pictures[0].picture}):", "")
     rest = warm.own_cpu_ms - sum(ms for step, ms in warm.steps.items() if step != PNG)
     own = f"**{warm.own_cpu_ms:.1f}**; {verdict(warm.own_cpu_ms, OWN_CPU_TARGET_MS, '.0f')}"
-    yield from table(
-        ("step", "CPU ms, median"),
-        [
-            *((step, f"{ms:.1f}") for step, ms in warm.steps.items()),
-            ("the rest: event, validation, log, metrics", f"{rest:.1f}"),
-            ("**everything but the PNG**", own),
-        ],
-    )
+    rows = [(step, f"{ms:.1f}") for step, ms in warm.steps.items()]
+    rows.append(("the rest: event, validation, log, metrics", f"{rest:.1f}"))
+    yield from table(("step", "CPU ms, median"), [*rows, ("**everything but the PNG**", own)])
 
 
 def _misses(warm: Warm) -> Iterator[str]:
