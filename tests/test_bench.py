@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from werkzeug.serving import make_server
 
 from infra.bench import capacity, cost
-from infra.bench.conflicts import ConflictProxy, conflicts_at
+from infra.bench.conflicts import conflict_proxy, conflicts_at
 from infra.local.aws import REGION
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH
 
@@ -43,21 +43,21 @@ class SlowDynamo:
 
 
 @contextmanager
-def slow_dynamo() -> Iterator[tuple[SlowDynamo, ConflictProxy, "DynamoDBClient"]]:
+def slow_dynamo() -> Iterator[tuple[SlowDynamo, str, "DynamoDBClient"]]:
     slow = SlowDynamo()
     server = make_server("127.0.0.1", 0, slow.respond, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    with ConflictProxy(f"http://127.0.0.1:{server.port}") as proxy:
+    with conflict_proxy(f"http://127.0.0.1:{server.port}") as url:
         client = boto3.client(
             "dynamodb",
-            endpoint_url=proxy.url,
+            endpoint_url=url,
             region_name=REGION,
             aws_access_key_id="local",
             aws_secret_access_key="local",
             config=Config(retries={"total_max_attempts": 1}, proxies={}),
         )
-        yield slow, proxy, client
+        yield slow, url, client
         client.close()
     server.shutdown()
     thread.join()
@@ -77,7 +77,7 @@ def transact(client: "DynamoDBClient", *names: str) -> object:
 
 
 def test_a_transaction_on_a_locked_item_is_refused_as_dynamodb_refuses_it() -> None:
-    with slow_dynamo() as (slow, proxy, client), ThreadPoolExecutor() as threads:
+    with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT", "GEN#1")
         assert slow.begun.acquire(timeout=WAIT_S)
 
@@ -89,11 +89,11 @@ def test_a_transaction_on_a_locked_item_is_refused_as_dynamodb_refuses_it() -> N
         assert [reason["Code"] for reason in reasons] == ["TransactionConflict", "None"]
         slow.finish.set()
         first.result(WAIT_S)
-        assert conflicts_at(proxy.url) == 1
+        assert conflicts_at(url) == 1
 
 
 def test_a_single_write_to_a_locked_item_is_refused_and_one_to_another_item_is_not() -> None:
-    with slow_dynamo() as (slow, proxy, client), ThreadPoolExecutor() as threads:
+    with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT")
         assert slow.begun.acquire(timeout=WAIT_S)
 
@@ -106,16 +106,16 @@ def test_a_single_write_to_a_locked_item_is_refused_and_one_to_another_item_is_n
         slow.finish.set()
         first.result(WAIT_S)
         other.result(WAIT_S)
-        assert conflicts_at(proxy.url) == 1
+        assert conflicts_at(url) == 1
 
 
 def test_a_finished_transaction_locks_nothing() -> None:
-    with slow_dynamo() as (slow, proxy, client):
+    with slow_dynamo() as (slow, url, client):
         slow.finish.set()
         transact(client, "ACCOUNT")
         transact(client, "ACCOUNT")
         client.update_item(TableName="t", Key=key("ACCOUNT"))
-        assert conflicts_at(proxy.url) == 0
+        assert conflicts_at(url) == 0
 
 
 def test_googles_spend_limits_allow_what_their_tiers_are_known_for() -> None:

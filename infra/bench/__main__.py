@@ -27,8 +27,6 @@ from infra.bench import (
     trips,
     warm,
 )
-from infra.bench.caller import UnexpectedAnswerError
-from infra.bench.meters import MeterError
 from infra.bench.png_encoders import pictures
 from infra.bench.servers import Servers, running
 from infra.template import PROJECT_ROOT
@@ -50,19 +48,16 @@ def main() -> int:
     options.add_argument("--into", type=Path, default=RESULTS, help="where to write the report")
     given = options.parse_args()
     began = time.monotonic()
-    head = list(_head())
-    sections: list[list[str]] = []
+    sections = [list(_head())]
     try:
         with running() as servers, cold.builds() as builds:
-            measured = _measured(servers, builds, sections, quick=given.quick)
-            head += ["", *summary.report(measured)]
+            sections.insert(1, _measure(servers, builds, sections, quick=given.quick))
+            print("\n".join(sections[1]))
     finally:
         # A fault in the last minute must not lose the figures of a long run.
-        minutes = (time.monotonic() - began) / 60
-        lines = [line for section in (head, *sections) for line in (*section, "")]
-        text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])
-        given.into.write_text(text, encoding="utf-8")
-    print("\n".join(head))
+        sections.append([f"The run took {(time.monotonic() - began) / 60:.0f} minutes."])
+        text = "\n\n".join("\n".join(lines) for lines in sections)
+        given.into.write_text(f"{text}\n", encoding="utf-8")
     return 0
 
 
@@ -77,10 +72,10 @@ def _head() -> Iterator[str]:
     yield "Compare ratios: the milliseconds are those of this machine at that time."
 
 
-def _measured(
+def _measure(
     servers: Servers, builds: cold.Builds, sections: list[list[str]], *, quick: bool
-) -> summary.Measurements:
-    """Measures everything; adds each section to ``sections`` as soon as it is known."""
+) -> list[str]:
+    """Adds each section to ``sections`` as soon as it is measured; returns the summary."""
 
     def add(section: Iterable[str]) -> None:
         lines = list(section)
@@ -105,11 +100,11 @@ def _measured(
     crowds = contention.measure(servers, pairs)
     add(contention.report(crowds))
     proxy = _litellm(servers, prompts["1K"][0], requests, install=not quick)
-    add(NO_LITELLM if proxy is None else litellm.report(proxy))
+    add(NO_LITELLM if proxy is None else proxy.lines)
     add(growth.report(growth.measure(servers, sizes, requests, due)))
     add(cost.report(cost.quantities(warmth, counted, peaks)))
     add(capacity.report())
-    return summary.Measurements(warmth, counted, starting, builds, peaks, crowds, proxy)
+    return [*summary.report(warmth, counted, starting, builds, peaks, crowds, proxy)]
 
 
 def _litellm(
@@ -118,7 +113,7 @@ def _litellm(
     try:
         stand_in_url = servers.environment["GOOGLE_GEMINI_BASE_URL"]
         return litellm.measure(litellm.command(install=install), stand_in_url, prompt, requests)
-    except (ToolMissingError, NotReadyError, UnexpectedAnswerError, MeterError) as fault:
+    except (ToolMissingError, NotReadyError, OSError) as fault:
         print(fault, file=sys.stderr)
         return None
 

@@ -14,8 +14,6 @@ from handlers.dependencies import dependencies
 from infra.local.functions import LambdaContext
 from lib.deadline import FUNCTION_TIMEOUT_S
 
-__all__ = ["ROUTE", "UnexpectedAnswerError", "configured", "expect", "paid_event"]
-
 ROUTE = "POST /api/v1/models/gemini/generate"
 
 

@@ -13,8 +13,6 @@ from lib.deadline import AFTER_MODEL_S, FUNCTION_TIMEOUT_S, RESPONSE_TAKES_S
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, DUE_SHARDS
 from lib.picture.gemini import RETRY_NEEDS_S
 
-__all__ = ["LIMITS", "TIERS", "Limit", "exceeded", "report"]
-
 RATES = (1, 10, 100, 1000)
 HEADROOM = 1.2
 # The model's published median is 4.2 s; its tail is not published. As in the guide.

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +26,6 @@ from infra.build.sizes import largest_parts, unzipped_bytes, zipped_bytes
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
 from infra.verify.lambda_runtime import LambdaRuntime, Task
-
-__all__ = ["ACCOUNT_TARGET", "INIT_TARGET", "SIZE_TARGET", "Builds", "Cold", "builds", "measure"]
-__all__ += ["account_ratio", "report", "report_size"]
 
 INIT_TARGET, ACCOUNT_TARGET, SIZE_TARGET = 0.42, 0.15, 0.5
 TIMEOUT_S = 60
@@ -57,22 +54,8 @@ class Builds:
     empty: Path
 
 
-@dataclass
-class InitTimes:
-    """INIT of one function in milliseconds, one for each start."""
-
-    built: list[float] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
-    empty: list[float] = field(default_factory=list)
-
-    @property
-    def ratio(self) -> float:
-        """Built over plain, by their medians."""
-        return statistics.median(self.built) / statistics.median(self.plain)
-
-
-Cold = Mapping[str, InitTimes]
-"""By the function's module."""
+Cold = Mapping[str, Mapping[str, list[float]]]
+"""INIT in milliseconds of each start, by the function's module and by the field of ``Builds``."""
 
 
 @contextmanager
@@ -98,13 +81,13 @@ def builds() -> Iterator[Builds]:
 
 def measure(servers: Servers, made: Builds, starts: int) -> Cold:
     """Starts each function ``starts`` times from each build, alternating."""
-    found = {function: InitTimes() for function in _EVENTS}
+    found: dict[str, dict[str, list[float]]]
+    found = {function: {"built": [], "plain": [], "empty": []} for function in _EVENTS}
     for _ in range(starts):
         for function, event in _EVENTS.items():
-            for name in ("built", "plain", "empty"):
+            for name, took_ms in found[function].items():
                 handler = "empty.handler" if name == "empty" else f"handlers.{function}.handler"
-                took_ms = _init_ms(getattr(made, name), handler, event, servers)
-                getattr(found[function], name).append(took_ms)
+                took_ms.append(_init_ms(getattr(made, name), handler, event, servers))
     return found
 
 
@@ -120,27 +103,26 @@ def _init_ms(root: Path, handler: str, event: Mapping[str, Any], servers: Server
     return took_ms[0] - statistics.median(took_ms[1:])
 
 
-def account_ratio(cold: Cold) -> float:
-    """INIT of the built account function over that of the plain generate function."""
-    return statistics.median(cold["account"].built) / statistics.median(cold["generate"].plain)
+def init_ratio(cold: Cold, function: str, plain: str) -> float:
+    """The median INIT of a built function over that of a plain one."""
+    return statistics.median(cold[function]["built"]) / statistics.median(cold[plain]["plain"])
 
 
 def report(cold: Cold) -> Iterator[str]:
     """The section of the results."""
-    account = account_ratio(cold)
+    account = init_ratio(cold, "account", "generate")
     yield from section(
         "Cold start: INIT",
-        f"In Lambda's own runtime, median (min to max) of {len(cold['generate'].built)} starts",
+        f"In Lambda's own runtime, median (min to max) of {len(cold['generate']['built'])} starts",
         "each, alternating. `plain` is `sam build` without our build step. The account function is",
         "also compared with the plain generate function, which loads the whole artifact:",
         f"**{account:.2f}** ({verdict(account, ACCOUNT_TARGET)}).",
     )
     rows = []
     for function, times in cold.items():
-        ratio = (f"**{times.ratio:.2f}**", verdict(times.ratio, INIT_TARGET))
-        rows.append(
-            (function, *ratio, spread(times.built), spread(times.plain), spread(times.empty))
-        )
+        ratio = init_ratio(cold, function, function)
+        target = verdict(ratio, INIT_TARGET)
+        rows.append((function, f"**{ratio:.2f}**", target, *map(spread, times.values())))
     head = ("function", "built / plain", "target", "built, ms", "plain, ms", "empty handler, ms")
     yield from table(head, rows)
 

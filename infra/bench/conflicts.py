@@ -10,18 +10,11 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import urllib3
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
-
-from infra.lifetime import Runs
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-__all__ = ["ConflictProxy", "conflicts_at"]
 
 COUNT_PATH = "/conflicts"
 _TIMEOUT_S = 60.0
@@ -38,74 +31,57 @@ class _Handler(WSGIRequestHandler):
         """Logs nothing."""
 
 
-class ConflictProxy(Runs):
-    """Forwards to ``upstream`` from ``start`` (or ``with``) until ``stop``."""
+@contextmanager
+def conflict_proxy(upstream: str) -> Iterator[str]:
+    """The URL of a proxy of the DynamoDB Local at ``upstream``, until the block ends."""
+    application = _Proxy(upstream)
+    options: dict[str, Any] = {"threaded": True, "request_handler": _Handler}
+    server = make_server("127.0.0.1", 0, application, **options)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    application.upstream.close()
 
+
+class _Proxy:
     def __init__(self, upstream: str) -> None:
-        self._upstream = urllib3.connection_from_url(
-            upstream, maxsize=_CONNECTIONS, timeout=_TIMEOUT_S
-        )
-        self._server = make_server(
-            "127.0.0.1", 0, self._application, threaded=True, request_handler=_Handler
-        )
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        options = {"maxsize": _CONNECTIONS, "timeout": _TIMEOUT_S}
+        self.upstream = urllib3.connection_from_url(upstream, **options)
         self._lock = threading.Lock()
         self._locked: set[tuple[str, str]] = set()
         self._conflicts = 0
-        self.url = f"http://127.0.0.1:{self._server.port}"
 
-    def start(self) -> None:
-        """Starts to forward."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Closes the port and the connections to the upstream server."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self._upstream.close()
-
-    def _application(
-        self, environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         if request.path == COUNT_PATH:
             return Response(str(self._conflicts))(environ, start_response)
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         is_transaction = operation == "TransactWriteItems"
-        keys = _written(operation, json.loads(request.get_data() or b"{}"))
-        with self._locking(keys if is_transaction else [], keys) as conflicts:
+        keys = _written(operation, json.loads(request.get_data()))
+        with self._lock:
+            conflicts = [key in self._locked for key in keys]
+            mine = keys if is_transaction and not any(conflicts) else []
+            self._locked.update(mine)
+            self._conflicts += any(conflicts)
+        try:
             if any(conflicts):
                 answer = _refusal(conflicts, is_transaction=is_transaction)
             else:
                 answer = self._forward(request)
+        finally:
+            with self._lock:
+                self._locked.difference_update(mine)
         return answer(environ, start_response)
 
     def _forward(self, request: Request) -> Response:
-        headers = {
-            name: value for name, value in request.headers if name.lower() not in _HOP_BY_HOP
-        }
-        answer = self._upstream.urlopen(
-            request.method, request.path, request.get_data(), headers, retries=False
-        )
+        sent = {name: value for name, value in request.headers if name.lower() not in _HOP_BY_HOP}
+        body = request.get_data()
+        answer = self.upstream.urlopen(request.method, request.path, body, sent, retries=False)
         kept = [each for each in answer.headers.items() if each[0].lower() not in _HOP_BY_HOP]
         return Response(answer.data, answer.status, kept)
-
-    @contextmanager
-    def _locking(
-        self, locks: list[tuple[str, str]], keys: list[tuple[str, str]]
-    ) -> Iterator[list[bool]]:
-        """Tells which of ``keys`` are locked already; if none is, ``locks`` are until the end."""
-        with self._lock:
-            conflicts = [key in self._locked for key in keys]
-            held = [] if any(conflicts) else locks
-            self._locked.update(held)
-            self._conflicts += any(conflicts)
-        try:
-            yield conflicts
-        finally:
-            with self._lock:
-                self._locked.difference_update(held)
 
 
 def conflicts_at(url: str) -> int:

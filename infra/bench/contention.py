@@ -29,8 +29,6 @@ from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.ledger.table import LedgerUnreachable
 from lib.picture.aspect_ratio import AspectRatio
 
-__all__ = ["ADDED_P99_TARGET_MS", "Contention", "Crowd", "measure", "report", "reserve_and_settle"]
-
 ADDED_P99_TARGET_MS = 600.0
 AUDIT_TAKES_S = 120.0
 # Several processes, so that clients wait for the ledger and not for each other's interpreter.
@@ -78,7 +76,7 @@ def measure(servers: Servers, requests: int) -> Contention:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, spawn, _die_with_the_parent) as pool:
         for refused in (False, True):
-            crowd = _Processes(pool, servers, refused).crowd
+            crowd = partial(_crowd, pool, servers, refused=refused)
             # A young JVM is several times slower than one that has served some thousand requests.
             crowd(PROCESSES, 1, 1, requests // PROCESSES)
             for clients, organisations in CLIENTS_AND_ORGANISATIONS:
@@ -96,42 +94,43 @@ def _die_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """Runs clients in several processes; their conflicting transactions wait or are ``refused``."""
-
-    pool: ProcessPoolExecutor
-    servers: Servers
-    refused: bool
-
-    def crowd(self, clients: int, organisations: int, bursts: int, rounds: int) -> Crowd:
-        """Lets all clients start at once, ``bursts`` times, with ``rounds`` requests each time."""
-        url = self.servers.conflicting_url if self.refused else self.servers.dynamodb_url
-        accounts = Accounts(credits_table(self.servers, url))
-        names = [f"crowd-{uuid4()}" for _ in range(organisations)]
-        for name in names:
-            open_account(accounts, name)
-        of_clients = names * (clients // organisations)
-        shares = [of_clients[first::PROCESSES] for first in range(min(clients, PROCESSES))]
-        took_ms: list[float] = []
-        before, seconds = conflicts_at(self.servers.conflicting_url), 0.0
-        for _ in range(bursts):
-            starts_at = time.time() + START_TAKES_S
-            work = partial(_run_clients, self.servers, url, starts_at, rounds)
-            done = list(self.pool.map(work, shares))
-            took_ms += [ms for share_ms, _ in done for ms in share_ms]
-            seconds += max(ended_at for _, ended_at in done) - starts_at
-        return Crowd(
-            clients,
-            organisations,
-            self.refused,
-            per_s=len(took_ms) / seconds,
-            p50_ms=percentile(took_ms, 50),
-            p99_ms=percentile(took_ms, 99),
-            conflicts=conflicts_at(self.servers.conflicting_url) - before,
-            errors=clients * bursts * rounds - len(took_ms),
-            exact=_is_exact(accounts, names, len(took_ms)),
-        )
+def _crowd(
+    pool: ProcessPoolExecutor,
+    servers: Servers,
+    clients: int,
+    organisations: int,
+    bursts: int,
+    rounds: int,
+    *,
+    refused: bool,
+) -> Crowd:
+    """Lets all clients start at once, ``bursts`` times, with ``rounds`` requests each time."""
+    url = servers.conflicting_url if refused else servers.dynamodb_url
+    accounts = Accounts(credits_table(servers, url))
+    names = [f"crowd-{uuid4()}" for _ in range(organisations)]
+    for name in names:
+        open_account(accounts, name)
+    of_clients = names * (clients // organisations)
+    shares = [of_clients[first::PROCESSES] for first in range(min(clients, PROCESSES))]
+    took_ms: list[float] = []
+    before, seconds = conflicts_at(servers.conflicting_url), 0.0
+    for _ in range(bursts):
+        starts_at = time.time() + START_TAKES_S
+        work = partial(_run_clients, servers, url, starts_at, rounds)
+        done = list(pool.map(work, shares))
+        took_ms += [ms for share_ms, _ in done for ms in share_ms]
+        seconds += max(ended_at for _, ended_at in done) - starts_at
+    return Crowd(
+        clients,
+        organisations,
+        refused,
+        per_s=len(took_ms) / seconds,
+        p50_ms=percentile(took_ms, 50),
+        p99_ms=percentile(took_ms, 99),
+        conflicts=conflicts_at(servers.conflicting_url) - before,
+        errors=clients * bursts * rounds - len(took_ms),
+        exact=_is_exact(accounts, names, len(took_ms)),
+    )
 
 
 def _is_exact(accounts: Accounts, names: list[str], successes: int) -> bool:

@@ -16,8 +16,6 @@ from infra.bench.trips import SUCCESS, Trips
 from infra.bench.warm import Warm
 from infra.template import PROJECT_ROOT
 
-__all__ = ["GUIDE", "Line", "Quantities", "bill", "quantities", "report"]
-
 GUIDE = PROJECT_ROOT / "infra" / "DEPLOY.md"
 IMAGES = 1000
 MODEL_S = 4.2
@@ -80,15 +78,11 @@ def report(measured: Quantities) -> Iterator[str]:
         f"Prices of the [guide](../{GUIDE.name}#cost). The model takes its published median of",
         f"{MODEL_S} s; the measured CPU is divided by Lambda's share of a processor.",
     )
-    rows = [
-        (
-            line.name,
-            f"{line.units:,.4g}" if line.units < IMAGES else f"{line.units:,.0f}",
-            "measured" if line.name.startswith(tuple(measured)) else "the guide's",
-            f"{line.cost:.4f}",
-        )
-        for line in lines
-    ]
+    rows = []
+    for line in lines:
+        units = f"{line.units:,.4g}" if line.units < IMAGES else f"{line.units:,.0f}"
+        source = "measured" if line.name.startswith(tuple(measured)) else "the guide's"
+        rows.append((line.name, units, source, f"{line.cost:.4f}"))
     aws = sum(line.cost for line in lines)
     rows.append(("**AWS**", "", "", f"**{aws:.4f}**"))
     rows.append(("Gemini", "1,000", "the guide's", f"{MODEL_USD:.2f}"))

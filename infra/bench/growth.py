@@ -32,8 +32,6 @@ from lib.picture.aspect_ratio import AspectRatio
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-__all__ = ["Growth", "measure", "report"]
-
 WARM_UP = 5
 PAGE = 20
 BATCH = 25

@@ -9,8 +9,8 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
+import venv
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,11 +26,9 @@ from infra.template import PROJECT_ROOT
 from infra.verify.child import Child, free_ports
 from infra.verify.tools import TOOLS, ToolMissingError
 
-__all__ = ["CLIENTS", "LiteLlm", "command", "measure", "report"]
-
 VERSION = "1.106.2"
 MODEL = "gemini-3.1-flash-lite-image"
-IMAGE = {"aspectRatio": "16:9"}
+IMAGE, ONCE = {"aspectRatio": "16:9"}, {"num_retries": 0}
 CLIENTS, WARM_UP = 64, 10
 INSTALLATION_TAKES_S, START_TAKES_S, ANSWER_TAKES_S = 900.0, 120.0, 60.0
 # A waiting shell makes the proxy a child of Child's command, whose process id Child tells.
@@ -38,17 +36,17 @@ _SHELL = ("sh", "-c", '"$@" & wait "$!"', "sh")
 _LOCAL = ("MODEL_COST_MAP", "ANTHROPIC_BETA_HEADERS", "AUTOROUTER_PRESETS", "BLOG_POSTS")
 _OFFLINE = {f"LITELLM_LOCAL_{name}": "True" for name in (*_LOCAL, "POLICY_TEMPLATES")}
 _SETTINGS = {**_OFFLINE, "HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "LITELLM_LOG": "ERROR"}
+# A URL, headers, a body, and the picture of a good answer.
 _Request = tuple[str, Mapping[str, str], object, bytes]
-"""A URL, headers, a body, and what a good answer holds."""
 
 
 @dataclass(frozen=True)
 class LiteLlm:
-    """CPU ms of a request, the p99 added to ``CLIENTS`` clients in a loop, and the table's rows."""
+    """CPU ms of a request, the p99 added to ``CLIENTS`` clients in a loop, and the section."""
 
     cpu_ms: float
     crowd_added_ms: float
-    rows: list[tuple[str, str]]
+    lines: list[str]
 
 
 def command(*, install: bool) -> Path:
@@ -58,21 +56,19 @@ def command(*, install: bool) -> Path:
         ToolMissingError: it is not there, or can't be installed.
     """
     home = TOOLS / f"litellm-{VERSION}"
-    if not install and not (home / ".installed").exists():
+    if (home / ".installed").exists():
+        return home / "bin" / "litellm"
+    if not install:
         raise ToolMissingError(f"{home.name} is not installed: `make bench` installs it")
-    if not (home / ".installed").exists():
-        uv, python = PROJECT_ROOT / ".venv" / "bin" / "uv", str(home / "bin" / "python")
-        pip = [str(uv), "pip"] if uv.exists() else [python, "-m", "pip"]
-        options = ["--quiet", *(["--python", python] if uv.exists() else [])]
-        try:
-            for step in (
-                [sys.executable, "-m", "venv", "--clear", str(home)],
-                [*pip, "install", *options, f"litellm[proxy]=={VERSION}"],
-            ):
-                subprocess.run(step, check=True, timeout=INSTALLATION_TAKES_S)  # noqa: S603 - our own
-        except (OSError, subprocess.SubprocessError) as fault:
-            raise ToolMissingError(f"LiteLLM {VERSION} can't be installed here") from fault
-        (home / ".installed").touch()
+    uv, python = PROJECT_ROOT / ".venv" / "bin" / "uv", str(home / "bin" / "python")
+    pip = [str(uv), "pip", "install", "-p", python] if uv.exists() else [python, "-mpip", "install"]
+    try:
+        venv.create(home, clear=True, with_pip=True)
+        resolve = [*pip, "--quiet", f"litellm[proxy]=={VERSION}"]
+        subprocess.run(resolve, check=True, timeout=INSTALLATION_TAKES_S)  # noqa: S603 - our own
+    except (OSError, subprocess.SubprocessError) as fault:
+        raise ToolMissingError(f"LiteLLM {VERSION} can't be installed here") from fault
+    (home / ".installed").touch()
     return home / "bin" / "litellm"
 
 
@@ -81,7 +77,7 @@ def measure(litellm: Path, stand_in_url: str, prompt: str, requests: int) -> Lit
 
     Raises:
         NotReadyError: the proxy does not start, or answers without the picture.
-        MeterError: the proxy's process has ended.
+        OSError: the proxy's process has ended.
     """
     url, headers = f"{stand_in_url}/v1beta/models/{MODEL}:generateContent", {"x-goog-api-key": "k"}
     asked = {"responseModalities": ["IMAGE"], "imageConfig": IMAGE}
@@ -97,25 +93,22 @@ def measure(litellm: Path, stand_in_url: str, prompt: str, requests: int) -> Lit
         one_ms, _ = _loop(proxied, 1, requests)
         cpu_ms = (cpu_s(pid) - before_s) * 1000 / requests
         crowd_ms, crowd_s = _loop(proxied, CLIENTS, each)
-        errors = requests + CLIENTS * each - len(one_ms) - len(crowd_ms)
         peak = f"{peak_mib(pid):.0f} MiB; {start_s:.1f} s"
+    loops_ms = (one_ms, direct_ms, crowd_ms, crowd_direct_ms)
+    walls = [" / ".join(f"{percentile(ms, p):.0f}" for p in (50, 95, 99)) for ms in loops_ms]
+    errors = requests + CLIENTS * each - len(one_ms) - len(crowd_ms)
     rows = [
         (f"CPU a request, one client, {requests} requests", f"**{cpu_ms:.1f} ms**"),
-        ("wall ms, one client, p50 / p95 / p99", _beside(one_ms, direct_ms)),
-        (f"wall ms, {CLIENTS} clients, p50 / p95 / p99", _beside(crowd_ms, crowd_direct_ms)),
+        ("wall ms, one client, p50 / p95 / p99", f"**{walls[0]}** (stand-in: {walls[1]})"),
+        (f"wall ms, {CLIENTS} clients", f"**{walls[2]}** (stand-in: {walls[3]})"),
         (f"answers a second, {CLIENTS} clients", f"{len(crowd_ms) / crowd_s:.0f}"),
         (f"errors, of {requests + CLIENTS * each}", str(errors)),
         ("peak memory (VmHWM); start", peak),
     ]
-    return LiteLlm(cpu_ms, percentile(crowd_ms, 99) - percentile(crowd_direct_ms, 99), rows)
-
-
-def _beside(ours_ms: list[float], direct_ms: list[float]) -> str:
-    proxy, direct = (
-        " / ".join(f"{percentile(each, rank):.0f}" for rank in (50, 95, 99))
-        for each in (ours_ms, direct_ms)
-    )
-    return f"**{proxy}** (the stand-in alone: {direct})"
+    about = f"LiteLLM {VERSION}, one worker, no database, the same stand-in. It stores and charges"
+    more = "nothing. Its CPU includes HTTP; our handler's excludes API Gateway and Lambda."
+    lines = [*section("LiteLLM's proxy", about, more), *table(("what", "figure"), rows)]
+    return LiteLlm(cpu_ms, percentile(crowd_ms, 99) - percentile(crowd_direct_ms, 99), lines)
 
 
 def _loop(request: _Request, clients: int, each: int) -> tuple[list[float], float]:
@@ -142,15 +135,13 @@ def _running(
     litellm: Path, stand_in_url: str, prompt: str, picture: bytes
 ) -> Iterator[tuple[int, float, _Request]]:
     """Runs the proxy; yields its process id, the seconds to its first answer, and a request."""
-    (port,), key, once = free_ports(1), f"sk-{secrets.token_hex(32)}", {"num_retries": 0}
+    (port,), key = free_ports(1), f"sk-{secrets.token_hex(32)}"
     model = {"model": f"gemini/{MODEL}", "api_base": f"{stand_in_url}/v1beta", "api_key": "k"}
     # It adds a temperature that image models refuse; what drops it takes paths, hence the dot.
     parameters = {**model, "additional_drop_params": [".temperature"]}
-    config = {
-        "model_list": [{"model_name": MODEL, "litellm_params": parameters}],
-        "router_settings": {**once, "disable_cooldowns": True},
-        "litellm_settings": once,
-    }
+    models = [{"model_name": MODEL, "litellm_params": parameters}]
+    router = {**ONCE, "disable_cooldowns": True}
+    config = {"model_list": models, "router_settings": router, "litellm_settings": ONCE}
     # Its route for images asks for text too, so this is a chat.
     body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "imageConfig": IMAGE}
     url, headers = (
@@ -159,9 +150,8 @@ def _running(
     )
     request = (url, headers, {**body, "modalities": ["image"]}, picture)
     with TemporaryDirectory(prefix="litellm-") as home:
-        path = Path(home, "config.yaml")
-        path.write_text(json.dumps(config), encoding="utf-8")
-        options = ["--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
+        Path(home, "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+        options = ["--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
         environment = {"PATH": os.defpath, "HOME": home, "LITELLM_MASTER_KEY": key, **_SETTINGS}
         began = time.perf_counter()
         child = Child([*_SHELL, str(litellm), *options], environment, Path(home), Path(home, "log"))
@@ -170,13 +160,3 @@ def _running(
             yield child.children()[0], time.perf_counter() - began, request
         finally:
             child.stop()
-
-
-def report(found: LiteLlm) -> Iterator[str]:
-    """The section of the results."""
-    yield from section(
-        "LiteLLM's proxy",
-        f"LiteLLM {VERSION}, one worker, no database, the same stand-in. It stores and charges",
-        "nothing. Its CPU has HTTP in it; our handler's is without API Gateway and Lambda.",
-    )
-    yield from table(("what", "figure"), found.rows)

@@ -11,29 +11,21 @@ from infra.bench.tables import section, table, verdict
 from infra.template import Template
 from infra.verify.lambda_runtime import LambdaRuntime, Task
 
-__all__ = ["TARGET_MIB", "Memory", "measure", "report"]
-
 TARGET_MIB = 256
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The peak in MiB by the number of requests, and the function's memory in the template, MB."""
+    """MiB: peaks by the number of requests, the last one, and what the second half added.
+
+    ``function_mb`` is the function's memory in the template.
+    """
 
     kind: str
     peaks: Mapping[int, float]
+    peak: float
+    growth_mib: float
     function_mb: int
-
-    @property
-    def peak(self) -> float:
-        """After the last request."""
-        return max(self.peaks.values())
-
-    @property
-    def growth_mib(self) -> float:
-        """How much the second half of the requests added."""
-        *_, half, whole = self.peaks.values()
-        return whole - half
 
 
 def measure(
@@ -61,7 +53,8 @@ def _peaks(
                 raise UnexpectedAnswerError(f"the sandbox answered {answer['statusCode']}")
             if number in read_after:
                 peaks[number] = peak_mib(sandbox.runtime_pid() or 0)
-    return Memory(kind, peaks, function.memory_mb)
+    *_, half, whole = peaks.values()
+    return Memory(kind, peaks, whole, whole - half, function.memory_mb)
 
 
 def report(found: list[Memory]) -> Iterator[str]:

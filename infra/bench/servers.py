@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from infra.bench.conflicts import ConflictProxy
+from infra.bench.conflicts import conflict_proxy
 from infra.bench.png_encoders import pictures
 from infra.local.aws import EmbeddedAws
 from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
@@ -33,9 +33,6 @@ from lib.ledger.accounts import Accounts
 from lib.ledger.rows import Grant
 from lib.ledger.table import Table
 
-__all__ = ["CREDITS", "GEMINI_KEY", "PROMPT", "TABLE", "Servers", "credits_table"]
-__all__ += ["open_account", "running"]
-
 TABLE = "credits"
 # boto3 puts a bucket whose name has an underscore into the path, not into the host name.
 BUCKET = "images_of_the_benchmark"
@@ -44,7 +41,6 @@ PROMPT = "A log cabin by a frozen mountain lake at dusk, smoke rising from the c
 CREDITS = 10_000_000
 RATE_LIMIT_PER_MINUTE = 1_000_000
 SETUP_TAKES_S = 30.0
-STOP_TAKES_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,22 +67,13 @@ def running() -> Iterator[Servers]:
         RuntimeError: they did not start.
     """
     command = [sys.executable, "-m", "infra.bench.servers"]
-    with subprocess.Popen(  # noqa: S603 - our own command
-        command, cwd=PROJECT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the servers have no pipes")
-        try:
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError("the servers did not start; their error is above")
-            yield Servers(**json.loads(line))
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(STOP_TAKES_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    pipe = subprocess.PIPE
+    # At the end of the block its standard input closes, and it is waited for.
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: S603 - our own
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise RuntimeError("the servers did not start; their error is above")
+        yield Servers(**json.loads(line))
 
 
 def credits_table(servers: Servers, dynamodb_url: str) -> Table:
@@ -117,8 +104,8 @@ def main() -> None:
         aws = started.enter_context(EmbeddedAws(dynamodb_url=database.url))
         gemini = started.enter_context(GeminiStandIn())
         gemini.answer_with(script)
-        conflicting = started.enter_context(ConflictProxy(database.url))
-        servers = _prepared(aws, gemini.url, database.url, conflicting.url)
+        conflicting_url = started.enter_context(conflict_proxy(database.url))
+        servers = _prepared(aws, gemini.url, database.url, conflicting_url)
         print(json.dumps(asdict(servers)), flush=True)
         sys.stdin.read()
 

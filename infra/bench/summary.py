@@ -1,9 +1,8 @@
 """The figures that have a target; the README quotes this table."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from infra.bench.cold import ACCOUNT_TARGET, INIT_TARGET, SIZE_TARGET, Builds, Cold, account_ratio
+from infra.bench.cold import ACCOUNT_TARGET, INIT_TARGET, SIZE_TARGET, Builds, Cold, init_ratio
 from infra.bench.contention import ADDED_P99_TARGET_MS, Contention
 from infra.bench.litellm import CLIENTS, LiteLlm
 from infra.bench.memory import TARGET_MIB, Memory
@@ -13,53 +12,37 @@ from infra.bench.trips import SUCCESS, SUCCESS_TARGET, Trips
 from infra.bench.warm import CPU_TARGET, OWN_CPU_TARGET_MS, Warm
 from infra.build.sizes import unzipped_bytes
 
-__all__ = ["Measurements", "report"]
-
 Row = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """``litellm`` is None where it can't be installed."""
-
-    warm: Warm
-    trips: Trips
-    cold: Cold
-    builds: Builds
-    memory: Sequence[Memory]
-    contention: Contention
-    litellm: LiteLlm | None
-
-
-def report(measured: Measurements) -> Iterator[str]:
+def report(
+    warm: Warm,
+    trips: Trips,
+    cold: Cold,
+    builds: Builds,
+    memory: Sequence[Memory],
+    contention: Contention,
+    proxy: LiteLlm | None,
+) -> Iterator[str]:
     """The section of the results."""
-    yield from section("At a glance")
-    yield from table(("figure", "measured", "target"), _rows(measured))
-
-
-def _rows(measured: Measurements) -> Iterator[Row]:
-    proxy, cold, builds = measured.litellm, measured.cold, measured.builds
-    yield from _warm_rows(measured.warm)
-    if proxy is not None:
-        yield (
-            "CPU a request of LiteLLM's proxy, which stores and charges nothing; HTTP included",
-            f"{proxy.cpu_ms:.0f} ms",
-            "",
-        )
-    trips = measured.trips[SUCCESS].total()
-    yield "round trips of a success", str(trips), verdict(trips, SUCCESS_TARGET, "d")
-    yield _ratio("INIT / plain build, generate", cold["generate"].ratio, INIT_TARGET)
-    yield _ratio("INIT of account / plain generate", account_ratio(cold), ACCOUNT_TARGET)
+    rows = [*_warm_rows(warm)]
+    calls = trips[SUCCESS].total()
+    rows.append(("round trips of a success", str(calls), verdict(calls, SUCCESS_TARGET, "d")))
+    init, account = (init_ratio(cold, each, "generate") for each in ("generate", "account"))
+    rows.append(_ratio("INIT of generate / plain build", init, INIT_TARGET))
+    rows.append(_ratio("INIT of account / plain build of generate", account, ACCOUNT_TARGET))
     size = unzipped_bytes(builds.built) / unzipped_bytes(builds.plain)
-    yield _ratio("artifact, unzipped / plain build", size, SIZE_TARGET)
-    peak = max(each.peak for each in measured.memory)
-    yield "peak memory, 1K and 2K pictures", f"{peak:.0f} MiB", verdict(peak, TARGET_MIB, ".0f")
-    grown = max(each.growth_mib for each in measured.memory)
-    yield "memory added by the second half of the requests", f"{grown:.1f} MiB", ""
-    yield from _contention_rows(measured.contention)
+    rows.append(_ratio("artifact, unzipped / plain build", size, SIZE_TARGET))
+    peak, grown = (max(getattr(each, name) for each in memory) for name in ("peak", "growth_mib"))
+    rows.append(("peak memory", f"{peak:.0f} MiB", verdict(peak, TARGET_MIB, ".0f")))
+    rows.append(("memory added by the second half of the requests", f"{grown:.1f} MiB", ""))
+    rows += _contention_rows(contention)
     if proxy is not None:
-        name = f"{CLIENTS} clients in a loop, LiteLLM's proxy: p99 added"
-        yield name, f"{proxy.crowd_added_ms:,.0f} ms", ""
+        rows.append(("LiteLLM's proxy, CPU a request, HTTP included", f"{proxy.cpu_ms:.0f} ms", ""))
+        added = f"{proxy.crowd_added_ms:,.0f} ms"
+        rows.append((f"LiteLLM's proxy, {CLIENTS} clients in a loop: p99 added", added, ""))
+    yield from section("At a glance")
+    yield from table(("figure", "measured", "target"), rows)
 
 
 def _ratio(name: str, ratio: float, target: float) -> Row:

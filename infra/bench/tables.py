@@ -3,8 +3,6 @@
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["section", "spread", "table", "verdict"]
-
 
 def section(title: str, *text: str) -> Iterator[str]:
     """The lines of a section's heading and of its first paragraph."""

@@ -17,8 +17,6 @@ from infra.bench.tables import section, table
 from lib.keys.format import new_key
 from lib.picture.transport import BoundedTransport
 
-__all__ = ["SUCCESS", "SUCCESS_TARGET", "Trips", "measure", "report"]
-
 SUCCESS = "success"
 SUCCESS_TARGET = 4
 RATIO = "16:9"

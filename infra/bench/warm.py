@@ -11,11 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from io import BytesIO
-from itertools import count
-from typing import Any, ParamSpec, TypeVar
+from itertools import chain, count
+from typing import Any
 from unittest.mock import patch
 
 import boto3
@@ -35,12 +35,9 @@ from lib.picture.gemini import Gemini
 from lib.picture.png import encode_png
 from lib.picture.storage import Images
 
-__all__ = ["CPU_TARGET", "OWN_CPU_TARGET_MS", "Comparison", "Warm", "measure", "report"]
-
 CPU_TARGET = 0.30
 OWN_CPU_TARGET_MS = 18.0
 WARM_UP = 3
-LARGE_PIXELS = 2_000_000
 PNG = "encode the PNG"
 STEPS: tuple[tuple[str, object, str], ...] = (
     ("verify the key", KeyVerifier, "organisation_of"),
@@ -50,8 +47,6 @@ STEPS: tuple[tuple[str, object, str], ...] = (
     ("store the image", Images, "put"),
     ("settle", Ledger, "settle"),
 )
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass
@@ -96,21 +91,19 @@ class Warm:
     def samples(self, arm: str, *, large: bool) -> Samples:
         """All requests of ``ours`` or ``bare`` for pictures of one size."""
         arms = [getattr(each, arm) for each in self.pictures if each.is_large is large]
-        return Samples(
-            [value for each in arms for value in each.cpu_ms],
-            [value for each in arms for value in each.wall_ms],
-        )
+        cpu_ms, wall_ms = ([*chain(*each)] for each in zip(*map(astuple, arms), strict=True))
+        return Samples(cpu_ms, wall_ms)
 
 
 def measure(servers: Servers, drawn: Sequence[Picture], requests: int) -> Warm:
     """Makes ``requests`` paid and as many bare requests at 1K, and half as many at 2K."""
-    sizes = Counter(_is_large(picture) for _, picture, _ in drawn)
+    sizes = Counter(picture.width == picture.height for _, picture, _ in drawn)
     found = []
     with configured(servers.environment):
         bare = _bare_script(servers.environment)
         for name, picture, _ in drawn:
-            large = _is_large(picture)
-            ratio = "1:1" if picture.width == picture.height else "16:9"
+            large = picture.width == picture.height
+            ratio = "1:1" if large else "16:9"
             event = paid_event(servers.api_key, name, ratio)
             ours, theirs = Samples(), Samples()
             for number in range(WARM_UP + max(2, requests // (1 + large) // sizes[large])):
@@ -125,10 +118,6 @@ def measure(servers: Servers, drawn: Sequence[Picture], requests: int) -> Warm:
     return Warm(found, steps, own_cpu_ms)
 
 
-def _is_large(picture: Image.Image) -> bool:
-    return picture.width * picture.height > LARGE_PIXELS
-
-
 def _bare_script(environment: Mapping[str, str]) -> Callable[[str, str], None]:
     """The script that a user would write: it stores the image of a prompt in a ratio."""
     options = types.HttpOptions(base_url=environment["GOOGLE_GEMINI_BASE_URL"])
@@ -141,8 +130,7 @@ def _bare_script(environment: Mapping[str, str]) -> Callable[[str, str], None]:
             model="gemini-3.1-flash-lite-image",
             contents=prompt,
             config=types.GenerateContentConfig(
-                response_modalities=["IMAGE"],
-                image_config=types.ImageConfig(aspect_ratio=ratio),
+                response_modalities=["IMAGE"], image_config=types.ImageConfig(aspect_ratio=ratio)
             ),
         )
         data = next(part.inline_data.data for part in answer.parts or [] if part.inline_data)
@@ -158,8 +146,8 @@ def _cpu_by_step(event: Mapping[str, Any], requests: int) -> tuple[dict[str, flo
     spent: dict[str, list[float]] = {step: [] for step, _, _ in STEPS}
     whole_ms: list[float] = []
 
-    def timed(took_ms: list[float], call: Callable[P, T]) -> Callable[P, T]:
-        def wrapper(*arguments: P.args, **named: P.kwargs) -> T:
+    def timed(took_ms: list[float], call: Any) -> Any:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
             began = time.process_time()
             result = call(*arguments, **named)
             took_ms.append((time.process_time() - began) * 1000)
