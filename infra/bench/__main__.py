@@ -101,7 +101,7 @@ def _measure(
     add(contention.report(crowds))
     proxy = _litellm(servers, prompts["1K"][0], requests, install=not quick)
     add(NO_LITELLM if proxy is None else proxy.lines)
-    add(growth.report(growth.measure(servers, sizes, requests, due)))
+    add(growth.report(servers, sizes, requests, due))
     add(cost.report(cost.quantities(warmth, counted, peaks)))
     add(capacity.report())
     return [*summary.report(warmth, counted, starting, builds, peaks, crowds, proxy)]

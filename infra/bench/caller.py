@@ -39,11 +39,7 @@ def _devnull() -> TextIO:
 
 
 def expect(status: int, event: Mapping[str, Any]) -> None:
-    """Sends one request to the generate function.
-
-    Raises:
-        UnexpectedAnswerError: it answers with another status.
-    """
+    """Sends one request to the generate function; UnexpectedAnswerError for another status."""
     context: Any = LambdaContext("bench", "1024", FUNCTION_TIMEOUT_S)
     answer = generate.handler(dict(event), context)
     if answer["statusCode"] != status:

@@ -60,11 +60,7 @@ Cold = Mapping[str, Mapping[str, list[float]]]
 
 @contextmanager
 def builds() -> Iterator[Builds]:
-    """Makes all three.
-
-    Raises:
-        BuildError: a build fails, or there is no Python 3.13 to compile bytecode with.
-    """
+    """Makes all three; raises BuildError if one fails, or without a Python 3.13."""
     with TemporaryDirectory(prefix="bench-") as scratch:
         made = Builds(*(Path(scratch, name) for name in ("built", "plain", "empty")))
         machine = "arm64" if platform.machine() in {"arm64", "aarch64"} else "x86_64"

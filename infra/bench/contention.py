@@ -160,11 +160,7 @@ def _run_clients(
 
 
 def reserve_and_settle(ledger: Ledger, organisation: str, within_s: float) -> None:
-    """The ledger's part of a paid request.
-
-    Raises:
-        ServiceError, LedgerUnreachable: as ``Ledger.reserve`` and ``Ledger.settle``.
-    """
+    """The ledger's part of a paid request; raises what ``reserve`` and ``settle`` raise."""
     deadline = Deadline(within_s)
     order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9)
     ledger.settle(ledger.reserve(order, str, deadline), 4200, deadline)

@@ -6,9 +6,9 @@ The rows are written straight into the table, as the service would have left the
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -41,20 +41,8 @@ AUDIT_TAKES_S = 120.0
 MAX_RUNS = 30
 
 
-@dataclass(frozen=True)
-class Growth:
-    """Wall ms of reserve and settle, and of a page, by the generations in the history.
-
-    ``sweep`` is a sentence about the reconciler's work.
-    """
-
-    requests: Mapping[int, list[float]]
-    pages: Mapping[int, list[float]]
-    sweep: str
-
-
-def measure(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> Growth:
-    """Makes ``requests`` requests for each history, alternating, and one sweep."""
+def report(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> Iterator[str]:
+    """The section of the results: ``requests`` for each history, alternating, and one sweep."""
     credits_rows = credits_table(servers, servers.dynamodb_url)
     ledger, accounts = Ledger(credits_rows), Accounts(credits_rows)
     with patch.dict(os.environ, servers.environment):
@@ -74,7 +62,18 @@ def measure(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> 
             if number >= WARM_UP:
                 request_ms[size].append((settled - began) * 1000)
                 page_ms[size].append((time.perf_counter() - settled) * 1000)
-    return Growth(request_ms, page_ms, _sweep(servers, accounts, client, due))
+    yield from section(
+        "Growth",
+        "Reserve and settle, and a page of the history, by the number of generations that the",
+        "organisation has; alternating, on DynamoDB Local.",
+    )
+    smallest, rows = statistics.median(request_ms[min(request_ms)]), []
+    for size, ms in request_ms.items():
+        ratio = f"**{statistics.median(ms) / smallest:.2f}**"
+        rows.append((f"{size:,}", ratio, spread(ms, ".1f"), spread(page_ms[size], ".1f")))
+    head = ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms")
+    yield from table(head, rows)
+    yield from ("", _sweep(servers, accounts, client, due))
 
 
 def _row(organisation: str, number: int, status: Status) -> Generation:
@@ -130,20 +129,3 @@ def _write(client: "DynamoDBClient", rows: Iterator[Generation]) -> None:
 
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(put, iter(lambda: list(islice(rows, BATCH)), [])))
-
-
-def report(growth: Growth) -> Iterator[str]:
-    """The section of the results."""
-    smallest = statistics.median(growth.requests[min(growth.requests)])
-    yield from section(
-        "Growth",
-        "Reserve and settle, and a page of the history, by the number of generations that the",
-        "organisation has; alternating, on DynamoDB Local.",
-    )
-    rows = []
-    for size, ms in growth.requests.items():
-        ratio = f"**{statistics.median(ms) / smallest:.2f}**"
-        rows.append((f"{size:,}", ratio, spread(ms, ".1f"), spread(growth.pages[size], ".1f")))
-    head = ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms")
-    yield from table(head, rows)
-    yield from ("", growth.sweep)

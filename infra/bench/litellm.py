@@ -1,8 +1,7 @@
-"""LiteLLM's proxy in front of the same stand-in for Gemini.
+"""LiteLLM's proxy, with its one default worker, in front of the same stand-in for Gemini.
 
-It passes images on; it stores none, and without a database it charges nothing. It runs with one
-worker, its default. Only its own version is pinned: of all installations of the project this one
-resolves dependencies, and so needs a package index.
+It stores nothing and, without a database, charges nothing. Only its own version is pinned: of all
+installations of the project, this one alone resolves dependencies, from a package index.
 """
 
 import json
@@ -14,9 +13,9 @@ import venv
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import urllib3
 
@@ -27,7 +26,7 @@ from infra.verify.child import Child, free_ports
 from infra.verify.tools import TOOLS, ToolMissingError
 
 VERSION = "1.106.2"
-MODEL = "gemini-3.1-flash-lite-image"
+MODEL, ROUTE = "gemini-3.1-flash-lite-image", "/v1/chat/completions"
 IMAGE, ONCE = {"aspectRatio": "16:9"}, {"num_retries": 0}
 CLIENTS, WARM_UP = 64, 10
 INSTALLATION_TAKES_S, START_TAKES_S, ANSWER_TAKES_S = 900.0, 120.0, 60.0
@@ -38,10 +37,10 @@ _OFFLINE = {f"LITELLM_LOCAL_{name}": "True" for name in (*_LOCAL, "POLICY_TEMPLA
 _SETTINGS = {**_OFFLINE, "HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "LITELLM_LOG": "ERROR"}
 # A URL, headers, a body, and the picture of a good answer.
 _Request = tuple[str, Mapping[str, str], object, bytes]
+_Running = tuple[int, float, _Request]
 
 
-@dataclass(frozen=True)
-class LiteLlm:
+class LiteLlm(NamedTuple):
     """CPU ms of a request, the p99 added to ``CLIENTS`` clients in a loop, and the section."""
 
     cpu_ms: float
@@ -50,11 +49,7 @@ class LiteLlm:
 
 
 def command(*, install: bool) -> Path:
-    """The ``litellm`` command in an environment of its own, about 740 MB.
-
-    Raises:
-        ToolMissingError: it is not there, or can't be installed.
-    """
+    """The command, in an environment of its own of 740 MB; or raises ToolMissingError."""
     home = TOOLS / f"litellm-{VERSION}"
     if (home / ".installed").exists():
         return home / "bin" / "litellm"
@@ -75,9 +70,7 @@ def command(*, install: bool) -> Path:
 def measure(litellm: Path, stand_in_url: str, prompt: str, requests: int) -> LiteLlm:
     """Sends ``requests`` from one client, then ``requests`` / 20 from each of ``CLIENTS``.
 
-    Raises:
-        NotReadyError: the proxy does not start, or answers without the picture.
-        OSError: the proxy's process has ended.
+    Raises NotReadyError or OSError if the proxy does not start, has no picture, or has ended.
     """
     url, headers = f"{stand_in_url}/v1beta/models/{MODEL}:generateContent", {"x-goog-api-key": "k"}
     asked = {"responseModalities": ["IMAGE"], "imageConfig": IMAGE}
@@ -96,13 +89,12 @@ def measure(litellm: Path, stand_in_url: str, prompt: str, requests: int) -> Lit
         peak = f"{peak_mib(pid):.0f} MiB; {start_s:.1f} s"
     loops_ms = (one_ms, direct_ms, crowd_ms, crowd_direct_ms)
     walls = [" / ".join(f"{percentile(ms, p):.0f}" for p in (50, 95, 99)) for ms in loops_ms]
-    errors = requests + CLIENTS * each - len(one_ms) - len(crowd_ms)
+    errors, per_s = CLIENTS * each - len(crowd_ms), len(crowd_ms) / crowd_s
     rows = [
         (f"CPU a request, one client, {requests} requests", f"**{cpu_ms:.1f} ms**"),
         ("wall ms, one client, p50 / p95 / p99", f"**{walls[0]}** (stand-in: {walls[1]})"),
         (f"wall ms, {CLIENTS} clients", f"**{walls[2]}** (stand-in: {walls[3]})"),
-        (f"answers a second, {CLIENTS} clients", f"{len(crowd_ms) / crowd_s:.0f}"),
-        (f"errors, of {requests + CLIENTS * each}", str(errors)),
+        (f"answers a second, {CLIENTS} clients; errors", f"{per_s:.0f}; {errors}"),
         ("peak memory (VmHWM); start", peak),
     ]
     about = f"LiteLLM {VERSION}, one worker, no database, the same stand-in. It stores and charges"
@@ -131,24 +123,20 @@ def _loop(request: _Request, clients: int, each: int) -> tuple[list[float], floa
 
 
 @contextmanager
-def _running(
-    litellm: Path, stand_in_url: str, prompt: str, picture: bytes
-) -> Iterator[tuple[int, float, _Request]]:
+def _running(litellm: Path, google: str, prompt: str, picture: bytes) -> Iterator[_Running]:
     """Runs the proxy; yields its process id, the seconds to its first answer, and a request."""
     (port,), key = free_ports(1), f"sk-{secrets.token_hex(32)}"
-    model = {"model": f"gemini/{MODEL}", "api_base": f"{stand_in_url}/v1beta", "api_key": "k"}
     # It adds a temperature that image models refuse; what drops it takes paths, hence the dot.
-    parameters = {**model, "additional_drop_params": [".temperature"]}
-    models = [{"model_name": MODEL, "litellm_params": parameters}]
+    model: dict[str, object] = {"model": f"gemini/{MODEL}", "api_base": f"{google}/v1beta"}
+    model |= {"api_key": "k", "additional_drop_params": [".temperature"]}
+    models = [{"model_name": MODEL, "litellm_params": model}]
     router = {**ONCE, "disable_cooldowns": True}
     config = {"model_list": models, "router_settings": router, "litellm_settings": ONCE}
     # Its route for images asks for text too, so this is a chat.
-    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "imageConfig": IMAGE}
-    url, headers = (
-        f"http://127.0.0.1:{port}/v1/chat/completions",
-        {"Authorization": f"Bearer {key}"},
-    )
-    request = (url, headers, {**body, "modalities": ["image"]}, picture)
+    chat = [{"role": "user", "content": prompt}]
+    body = {"model": MODEL, "messages": chat, "modalities": ["image"], "imageConfig": IMAGE}
+    url, headers = f"http://127.0.0.1:{port}{ROUTE}", {"Authorization": f"Bearer {key}"}
+    request = (url, headers, body, picture)
     with TemporaryDirectory(prefix="litellm-") as home:
         Path(home, "config.yaml").write_text(json.dumps(config), encoding="utf-8")
         options = ["--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]

@@ -13,23 +13,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def peak_mib(pid: int) -> float:
-    """The peak resident memory of a process (proc(5), VmHWM).
+    """The peak resident memory of a process (proc(5), VmHWM); OSError if it has ended.
 
     ``ru_maxrss`` is unusable: a child inherits its parent's peak.
-
-    Raises:
-        OSError: the process has ended, or the system is not Linux.
     """
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def cpu_s(pid: int) -> float:
-    """The user and system time of a process so far (proc(5), ``stat``).
-
-    Raises:
-        OSError: as above.
-    """
+    """The user and system time of a process (proc(5), ``stat``); OSError if it has ended."""
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

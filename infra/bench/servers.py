@@ -61,11 +61,7 @@ class Servers:
 
 @contextmanager
 def running() -> Iterator[Servers]:
-    """Runs the servers until the block ends.
-
-    Raises:
-        RuntimeError: they did not start.
-    """
+    """Runs the servers until the block ends; raises RuntimeError if they don't start."""
     command = [sys.executable, "-m", "infra.bench.servers"]
     pipe = subprocess.PIPE
     # At the end of the block its standard input closes, and it is waited for.
