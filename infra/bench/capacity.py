@@ -70,7 +70,7 @@ ALL = (
     Limit("`WorkerConcurrency`", 10, "workers", REQUEST_S, "a longer wait", "`respond-async`"),
     # 1,000 at once, and 100 a second until the first requests end.
     Limit("Lambda's growth", 1000 + 100 * REQUEST_S, "sandboxes", REQUEST_S, NO_SANDBOX, "burst"),
-    Limit("the new table's throughput", 4000, UNITS, 5, BUSY),
+    Limit("throughput of a new table", 4000, UNITS, 5, BUSY),
     Limit("the index `Due`", DUE_SHARDS * 1000, UNITS, 3, BUSY),
     Limit("one partition", 1000, UNITS, 5, BUSY, ONE),
     Limit("conflicts on its account", LOCKED_AT_MOST_MS, "ms a second", LOCKED_MS, BUSY, ONE),

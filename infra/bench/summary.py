@@ -38,7 +38,8 @@ def report(
     rows.append(("memory added by the second half of the requests", f"{grown:.1f} MiB", ""))
     rows += _contention_rows(contention)
     if proxy is not None:
-        rows.append(("LiteLLM's proxy, CPU a request, HTTP included", f"{proxy.cpu_ms:.0f} ms", ""))
+        name = "LiteLLM's proxy, which stores and charges nothing: CPU a request, HTTP included"
+        rows.append((name, f"{proxy.cpu_ms:.0f} ms", ""))
         added = f"{proxy.crowd_added_ms:,.0f} ms"
         rows.append((f"LiteLLM's proxy, {CLIENTS} clients in a loop: p99 added", added, ""))
     yield from section("At a glance")

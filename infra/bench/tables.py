@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 def section(title: str, *text: str) -> Iterator[str]:
-    """The lines of a section's heading and of its first paragraph."""
-    yield from (f"## {title}", "", *text, "")
+    """The lines of a section's heading and of its first paragraph, if any."""
+    yield from (f"## {title}", "", *text, *([""] if text else []))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
