@@ -88,9 +88,16 @@ def main() -> int:
     rows = []
     for name, picture, target in pictures():
         found = measure(picture, repeats)
-        times = (f"{found.pillow_ms:.0f}", f"{found.our_ms:.0f}")
-        rows.append((name, *times, verdict(found.cpu, target), verdict(found.size, BYTES_TARGET)))
-    head = ("picture", "Pillow, CPU ms", "ours, CPU ms", "CPU, ours / Pillow", "bytes")
+        cpu = f"{found.cpu:.2f}; {verdict(found.cpu, target)}"
+        size = f"{found.size:.2f}; {verdict(found.size, BYTES_TARGET)}"
+        rows.append((name, f"{found.pillow_ms:.0f}", f"{found.our_ms:.0f}", cpu, size))
+    head = (
+        "picture",
+        "Pillow, CPU ms",
+        "ours, CPU ms",
+        "CPU, ours / Pillow",
+        "bytes, ours / Pillow",
+    )
     lines = list(table(head, rows))
     print("\n".join(lines))
     return int("missed" in "".join(lines))
