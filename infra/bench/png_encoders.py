@@ -91,13 +91,7 @@ def main() -> int:
         cpu = f"{found.cpu:.2f}; {verdict(found.cpu, target)}"
         size = f"{found.size:.2f}; {verdict(found.size, BYTES_TARGET)}"
         rows.append((name, f"{found.pillow_ms:.0f}", f"{found.our_ms:.0f}", cpu, size))
-    head = (
-        "picture",
-        "Pillow, CPU ms",
-        "ours, CPU ms",
-        "CPU, ours / Pillow",
-        "bytes, ours / Pillow",
-    )
+    head = ("picture", "Pillow, CPU ms", "ours", "CPU, ours / Pillow", "bytes")
     lines = list(table(head, rows))
     print("\n".join(lines))
     return int("missed" in "".join(lines))
