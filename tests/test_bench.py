@@ -1,11 +1,13 @@
-"""The benchmark's own parts: what it counts, what it refuses, and that it runs to its end."""
+"""The benchmark: conflicts, arithmetic, prices, and a small run from start to end."""
 
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,12 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from werkzeug.serving import make_server
 
-from infra.bench import cost
-from infra.bench.wire import CONFLICTS, Wire, counts_at
+from infra.bench import capacity, cost
+from infra.bench.conflicts import conflict_proxy, conflicts_at
 from infra.local.aws import REGION
-from infra.local.http_server import HttpServer, Request, Response
-from infra.template import PROJECT_ROOT
+from infra.template import PROJECT_ROOT, TEMPLATE_PATH
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -27,34 +29,39 @@ WAIT_S = 10.0
 
 
 class SlowDynamo:
-    """A DynamoDB that has begun a call, and does not end it before it is let."""
+    """A DynamoDB that has begun a call, and ends it when ``finish`` is set."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
-        self.let = threading.Event()
+        self.finish = threading.Event()
 
-    def respond(self, _request: Request) -> Response:
+    def respond(self, _environ: object, start_response: Any) -> list[bytes]:
         self.begun.release()
-        self.let.wait(WAIT_S)
-        return Response(200, (("content-type", "application/x-amz-json-1.0"),), b"{}")
+        self.finish.wait(WAIT_S)
+        start_response("200 OK", [("content-type", "application/x-amz-json-1.0")])
+        return [b"{}"]
 
 
 @contextmanager
-def slow_dynamo() -> Iterator[tuple[SlowDynamo, Wire, "DynamoDBClient"]]:
+def slow_dynamo() -> Iterator[tuple[SlowDynamo, str, "DynamoDBClient"]]:
     slow = SlowDynamo()
-    with HttpServer() as server:
-        server.start(slow.respond)
-        with Wire(server.url, conflicts=True) as wire:
-            client = boto3.client(
-                "dynamodb",
-                endpoint_url=wire.url,
-                region_name=REGION,
-                aws_access_key_id="local",
-                aws_secret_access_key="local",
-                config=Config(retries={"total_max_attempts": 1}, proxies={}),
-            )
-            yield slow, wire, client
-            client.close()
+    server = make_server("127.0.0.1", 0, slow.respond, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    with conflict_proxy(f"http://127.0.0.1:{server.port}") as url:
+        client = boto3.client(
+            "dynamodb",
+            endpoint_url=url,
+            region_name=REGION,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+            config=Config(retries={"total_max_attempts": 1}, proxies={}),
+        )
+        yield slow, url, client
+        client.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def key(name: str) -> dict[str, Any]:
@@ -69,8 +76,8 @@ def transact(client: "DynamoDBClient", *names: str) -> object:
     return client.transact_write_items(TransactItems=writes)
 
 
-def test_a_transaction_that_meets_another_is_refused_in_dynamodbs_words() -> None:
-    with slow_dynamo() as (slow, wire, client), ThreadPoolExecutor() as threads:
+def test_a_transaction_on_a_locked_item_is_refused_as_dynamodb_refuses_it() -> None:
+    with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT", "GEN#1")
         assert slow.begun.acquire(timeout=WAIT_S)
 
@@ -80,13 +87,13 @@ def test_a_transaction_that_meets_another_is_refused_in_dynamodbs_words() -> Non
         assert refused.value.response["Error"]["Code"] == "TransactionCanceledException"
         reasons = refused.value.response["CancellationReasons"]
         assert [reason["Code"] for reason in reasons] == ["TransactionConflict", "None"]
-        slow.let.set()
+        slow.finish.set()
         first.result(WAIT_S)
-        assert counts_at(wire.url) == {"TransactWriteItems": 2, CONFLICTS: 1}
+        assert conflicts_at(url) == 1
 
 
-def test_a_single_write_is_refused_too_and_another_item_is_not() -> None:
-    with slow_dynamo() as (slow, wire, client), ThreadPoolExecutor() as threads:
+def test_a_single_write_to_a_locked_item_is_refused_and_one_to_another_item_is_not() -> None:
+    with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT")
         assert slow.begun.acquire(timeout=WAIT_S)
 
@@ -96,22 +103,53 @@ def test_a_single_write_is_refused_too_and_another_item_is_not() -> None:
             client.update_item(TableName="t", Key=key("ACCOUNT"))
 
         assert refused.value.response["Error"]["Code"] == "TransactionConflictException"
-        slow.let.set()
+        slow.finish.set()
         first.result(WAIT_S)
         other.result(WAIT_S)
-        assert counts_at(wire.url)[CONFLICTS] == 1
+        assert conflicts_at(url) == 1
 
 
-def test_what_ended_is_not_in_the_way_any_more() -> None:
-    with slow_dynamo() as (slow, wire, client):
-        slow.let.set()
+def test_a_finished_transaction_locks_nothing() -> None:
+    with slow_dynamo() as (slow, url, client):
+        slow.finish.set()
         transact(client, "ACCOUNT")
         transact(client, "ACCOUNT")
         client.update_item(TableName="t", Key=key("ACCOUNT"))
-        assert counts_at(wire.url) == {"TransactWriteItems": 2, "UpdateItem": 1, CONFLICTS: 0}
+        assert conflicts_at(url) == 0
 
 
-def test_the_bill_is_the_guides_where_nothing_was_measured() -> None:
+def test_googles_spend_limits_allow_what_their_tiers_are_known_for() -> None:
+    lines = list(capacity.report())
+    assert "| 1 | 10 | 0.50 | 250 | 7,440 |" in lines
+    assert "| 3 | 200 | 9.92 | 20,000 | 595,238 |" in lines
+
+
+def test_the_first_limit_to_bite_is_the_one_with_the_lowest_rate() -> None:
+    assert capacity.exceeded(1) == []
+    assert [limit.name for limit in capacity.exceeded(10)] == ["Gemini's quota", "Google's spend"]
+    rates = [limit.images_per_s for limit in capacity.exceeded(1_000)]
+    assert rates == sorted(rates)
+    assert max(rates) < 1_000
+
+
+def test_raised_as_the_table_says_no_limit_bites() -> None:
+    for rate in capacity.RATES:
+        for limit in capacity.exceeded(rate):
+            amount = float(limit.enough_for(rate).partition(" ")[0].replace(",", ""))
+            assert replace(limit, amount=amount).images_per_s >= rate
+
+
+def test_the_throttle_and_the_workers_are_those_of_the_template() -> None:
+    template = TEMPLATE_PATH.read_text(encoding="utf-8")
+    for limit in capacity.LIMITS:
+        if limit.name.startswith("`") and limit.name != "the index `Due`":
+            _, _, parameter = template.partition(f"\n  {limit.name.strip('`')}:\n")
+            found = re.search(r"Default: (\d+)", parameter)
+            assert found is not None
+            assert int(found[1]) == limit.amount
+
+
+def test_without_measurements_the_bill_is_the_guides() -> None:
     guide = cost.GUIDE.read_text(encoding="utf-8")
     assert "| AWS without the store | 0.0980 |" in guide
     assert "| store | 0.4262 |" in guide
@@ -119,7 +157,7 @@ def test_the_bill_is_the_guides_where_nothing_was_measured() -> None:
     assert sum(line.cost for line in cost.bill({})) == pytest.approx(0.0980 + 0.4262, abs=0.0003)
 
 
-def test_a_measured_quantity_takes_the_place_of_the_guides() -> None:
+def test_a_measured_quantity_replaces_the_guides() -> None:
     lines = {line.name: line for line in cost.bill({"Lambda, GB-seconds": 3_000})}
     assert lines["Lambda, GB-seconds"].cost == pytest.approx(0.04, abs=0.0001)
     assert lines["S3, PUT requests"].cost == pytest.approx(0.005)
@@ -151,6 +189,6 @@ def test_the_benchmark_runs_to_its_end(tmp_path: Path) -> None:
         "## LiteLLM's proxy",
         "## Growth",
         "## Cost of 1,000 images",
+        "## Capacity",
     ]
-    assert "**no**" not in text, "a debit was not exact"
-    assert "### Simulated beside measured" in text
+    assert "**no**" not in text, "a charge was not exact"

@@ -1,8 +1,8 @@
-"""``make bench``: the service beside what a user would have instead, measured in one run.
+"""``make bench``: the service beside the alternatives, measured in one run.
 
-Writes ``infra/bench/RESULTS.md`` and shows it. Once the tools are there it needs no network, but
-for LiteLLM the first time, which is left out when it can't be installed. Figures of one run can be
-compared with each other, and with another run only as ratios: leave the machine alone meanwhile.
+Writes ``infra/bench/RESULTS.md``. It needs no network but for the first installation of LiteLLM,
+which is skipped if it fails. Compare figures of one run with each other, and runs only by their
+ratios; leave the machine idle meanwhile.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 from infra.bench import (
     capacity,
@@ -28,121 +27,93 @@ from infra.bench import (
     trips,
     warm,
 )
-from infra.bench.caller import UnexpectedAnswerError
-from infra.bench.meters import MeterError
 from infra.bench.png_encoders import pictures
-from infra.bench.servers import Reach, running
+from infra.bench.servers import Servers, running
 from infra.template import PROJECT_ROOT
-from infra.verify import tools
 from infra.verify.child import NotReadyError
+from infra.verify.tools import ToolMissingError
 
 RESULTS = PROJECT_ROOT / "infra" / "bench" / "RESULTS.md"
 PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambda-powertools")
 HISTORIES = (10, 10_000, 200_000)
-HOLDS = 10_000
-REQUESTS, STARTS = 200, 9
-NO_LITELLM = (
-    "## LiteLLM's proxy",
-    "",
-    "Not measured: it is not on this machine, or did not answer.",
-)
+DUE = 10_000
+REQUESTS, STARTS, PAIRS = 200, 9, 1280
+NO_LITELLM = ("## LiteLLM's proxy", "", "Not measured: it can't be installed, or did not answer.")
 
 
 def main() -> int:
     """Measures, and writes the report."""
     options = argparse.ArgumentParser(prog="python -m infra.bench", description=__doc__)
-    options.add_argument("--quick", action="store_true", help="little of it, to see it work")
-    options.add_argument("--into", type=Path, default=RESULTS, help="where the report goes")
+    options.add_argument("--quick", action="store_true", help="a small run, to see that it works")
+    options.add_argument("--into", type=Path, default=RESULTS, help="where to write the report")
     given = options.parse_args()
     began = time.monotonic()
-    first = list(_head())
-    sections: list[list[str]] = []
+    sections = [list(_head())]
     try:
-        with running() as reach, cold.builds() as builds:
-            measured = _measured(reach, builds, sections, quick=given.quick)
-            first += ["", *summary.report(measured)]
+        with running() as servers, cold.builds() as builds:
+            sections.insert(1, _measure(servers, builds, sections, quick=given.quick))
+            print("\n".join(sections[1]))
     finally:
-        # The figures of a long run are not to be lost to a fault in the last minute.
-        minutes = (time.monotonic() - began) / 60
-        lines = [line for section in (first, *sections) for line in (*section, "")]
-        text = "\n".join([*lines, f"The run took {minutes:.0f} minutes.", ""])
-        given.into.write_text(text, encoding="utf-8")
-    print("\n".join(first))
+        # A fault in the last minute must not lose the figures of a long run.
+        sections.append([f"The run took {(time.monotonic() - began) / 60:.0f} minutes."])
+        text = "\n\n".join("\n".join(lines) for lines in sections)
+        given.into.write_text(f"{text}\n", encoding="utf-8")
     return 0
 
 
 def _head() -> Iterator[str]:
-    yield from ("# Results of the benchmark", "")
+    yield from ("# Benchmark results", "")
     command = " ".join(["python -m infra.bench", *sys.argv[1:]])
     command = "make bench" if len(sys.argv) == 1 else command
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()}"
     yield f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {machine},"
     yield f"Python {platform.python_version()} and 3.13 (sandboxes);"
     yield f"{', '.join(f'{name} {version(name)}' for name in PACKAGES)}."
-    yield "Ratios are what counts: milliseconds are those of this machine in that minute."
+    yield "Compare ratios: the milliseconds are those of this machine at that time."
 
 
-def _measured(
-    reach: Reach, builds: cold.Builds, sections: list[list[str]], *, quick: bool
-) -> summary.Measurements:
-    """Measures all; adds each section to ``sections`` as soon as it is known, and shows it."""
+def _measure(
+    servers: Servers, builds: cold.Builds, sections: list[list[str]], *, quick: bool
+) -> list[str]:
+    """Adds each section to ``sections`` as soon as it is measured; returns the summary."""
 
     def add(section: Iterable[str]) -> None:
         lines = list(section)
         print("\n".join(lines), end="\n\n", flush=True)
         sections.append(lines)
 
-    requests, starts = (8, 1) if quick else (REQUESTS, STARTS)
+    requests, starts, pairs, due = (8, 1, 128, 200) if quick else (REQUESTS, STARTS, PAIRS, DUE)
+    sizes = [10, 200, 4_000] if quick else HISTORIES
     drawn = [each for each in pictures() if not quick or "illustration" in each[0]]
-    prompts = {
-        "1K": [name for name, picture, _ in drawn if picture.width != picture.height],
-        "2K": [name for name, picture, _ in drawn if picture.width == picture.height],
-    }
-    warmth = warm.measure(reach, drawn, requests)
+    prompts: dict[str, list[str]] = {"1K": [], "2K": []}
+    for name, picture, _ in drawn:
+        prompts["2K" if picture.width == picture.height else "1K"].append(name)
+    warmth = warm.measure(servers, drawn, requests)
     add(warm.report(warmth))
-    made = trips.measure(reach, prompts["1K"][0])
-    add(trips.report(made))
-    starting = cold.measure(reach, builds, starts)
+    counted = trips.measure(servers, prompts["1K"][0])
+    add(trips.report(counted))
+    starting = cold.measure(servers, builds, starts)
     add(cold.report(starting))
     add(cold.report_size(builds))
-    peaks = memory.measure(reach, builds, prompts, requests)
+    peaks = memory.measure(servers, builds, prompts, requests)
     add(memory.report(peaks))
-    pairs = 128 if quick else 1280
-    crowd = contention.measure(reach, pairs)
-    add(contention.report(crowd))
-    proxy = _litellm(reach, prompts["1K"][0], requests, install=not quick)
-    add(NO_LITELLM if proxy is None else litellm.report(proxy))
-    sizes = [max(10, size // 50) for size in HISTORIES] if quick else list(HISTORIES)
-    add(growth.report(growth.measure(reach, sizes, requests, HOLDS // 50 if quick else HOLDS)))
-    add(cost.report(cost.quantities(warmth, made, peaks)))
-    took = _service_times(warmth, starting, crowd)
-    points = [each.point for each in crowd.loops]
-    if quick:
-        add(capacity.beside_the_measured(took, points, pairs))
-    else:
-        add(capacity.report(took, points, pairs))
-    return summary.Measurements(warmth, made, starting, builds, peaks, crowd, proxy)
+    crowds = contention.measure(servers, pairs)
+    add(contention.report(crowds))
+    proxy = _litellm(servers, prompts["1K"][0], requests, install=not quick)
+    add(NO_LITELLM if proxy is None else proxy.lines)
+    add(growth.report(servers, sizes, requests, due))
+    add(cost.report(cost.quantities(warmth, counted, peaks)))
+    add(capacity.report())
+    return [*summary.report(warmth, counted, starting, builds, peaks, crowds, proxy)]
 
 
-def _service_times(
-    warmth: warm.Warm, starting: cold.Cold, crowd: contention.Contention
-) -> capacity.Measured:
-    """What the capacity model is told of a request."""
-    wall_ms = warmth.all_of("ours", large=False).wall(50)
-    return capacity.Measured(
-        reserve_ms=crowd.reserve_ms,
-        settle_ms=crowd.settle_ms,
-        other_ms=max(0.0, wall_ms - crowd.alone_ms[False]),
-        init_ms=median(starting["generate"].built),
-    )
-
-
-def _litellm(reach: Reach, prompt: str, requests: int, *, install: bool) -> litellm.LiteLlm | None:
+def _litellm(
+    servers: Servers, prompt: str, requests: int, *, install: bool
+) -> litellm.LiteLlm | None:
     try:
-        if install:
-            tools.install_litellm()
-        return litellm.measure(reach.environment["GOOGLE_GEMINI_BASE_URL"], prompt, requests)
-    except (tools.ToolMissingError, NotReadyError, UnexpectedAnswerError, MeterError) as fault:
+        stand_in_url = servers.environment["GOOGLE_GEMINI_BASE_URL"]
+        return litellm.measure(litellm.command(install=install), stand_in_url, prompt, requests)
+    except (ToolMissingError, NotReadyError, OSError) as fault:
         print(fault, file=sys.stderr)
         return None
 

@@ -1,4 +1,4 @@
-"""The real handler in this process, called as Lambda calls it."""
+"""The generate function in this process, called as Lambda calls it."""
 
 import json
 import os
@@ -7,79 +7,49 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
+from unittest.mock import patch
 
 from handlers import generate
 from handlers.dependencies import dependencies
-from infra.bench.servers import variables
 from infra.local.functions import LambdaContext
 from lib.deadline import FUNCTION_TIMEOUT_S
-
-__all__ = ["ROUTE", "Caller", "UnexpectedAnswerError", "calling", "paid_event", "silenced"]
 
 ROUTE = "POST /api/v1/models/gemini/generate"
 
 
 class UnexpectedAnswerError(Exception):
-    """What is measured does not work: no figure of it would mean anything."""
-
-
-class Caller:
-    """Sends requests to the generate function; made by ``calling``."""
-
-    def __init__(self, api_key: str) -> None:
-        self._api_key = api_key
-
-    def paid(self, prompt: str, ratio: str) -> None:
-        """One image.
-
-        Raises:
-            UnexpectedAnswerError: there is none.
-        """
-        self.expect(200, paid_event(self._api_key, prompt, ratio))
-
-    def expect(self, status: int, event: Mapping[str, Any]) -> None:
-        """Any request.
-
-        Raises:
-            UnexpectedAnswerError: the answer's status is another.
-        """
-        context: Any = LambdaContext("bench", "1024", FUNCTION_TIMEOUT_S)
-        answer = generate.handler(dict(event), context)
-        if answer["statusCode"] != status:
-            raise UnexpectedAnswerError(f"the service answered {answer['statusCode']}")
+    """The measured request failed, so its figures would mean nothing."""
 
 
 @contextmanager
-def calling(environment: Mapping[str, str], api_key: str) -> Iterator[Caller]:
-    """The function with ``environment``, new, until the block ends; its log goes nowhere."""
-    dependencies.cache_clear()
-    with silenced(), variables(environment):
-        try:
-            yield Caller(api_key)
-        finally:
-            dependencies().model.close()
-            dependencies.cache_clear()
+def configured(environment: Mapping[str, str]) -> Iterator[None]:
+    """Runs handlers with ``environment`` and new dependencies, silently, until the block ends.
 
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Nothing is written to standard output until the block ends.
-
-    The service's logger keeps, for good, the standard output that it finds first.
+    Standard output is redirected because the service's logger keeps the stream it finds first.
     """
-    with redirect_stdout(_nowhere()):
+    dependencies.cache_clear()
+    with redirect_stdout(_devnull()), patch.dict(os.environ, environment):
         yield
+    dependencies.cache_clear()
 
 
 @cache
-def _nowhere() -> TextIO:
+def _devnull() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def expect(status: int, event: Mapping[str, Any]) -> None:
+    """Sends one request to the generate function; UnexpectedAnswerError for another status."""
+    context: Any = LambdaContext("bench", "1024", FUNCTION_TIMEOUT_S)
+    answer = generate.handler(dict(event), context)
+    if answer["statusCode"] != status:
+        raise UnexpectedAnswerError(f"the service answered {answer['statusCode']}, not {status}")
 
 
 def paid_event(
     api_key: str, prompt: str, ratio: str, idempotency_key: str | None = None
 ) -> dict[str, Any]:
-    """What API Gateway sends for a request for an image."""
+    """API Gateway's event of a request for an image."""
     headers = {"authorization": f"Bearer {api_key}"}
     if idempotency_key is not None:
         headers["idempotency-key"] = idempotency_key

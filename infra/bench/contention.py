@@ -1,28 +1,26 @@
-"""Many requests of one organisation at once: what its account makes them wait.
+"""Many requests of one organisation at once, which all write the same account.
 
-All of them write the same item. Here each client reserves and settles with nothing between, which
-is the worst there is: the model's seconds would only spread them. On Lambda each request has a
-processor of its own, here all share this machine's, DynamoDB Local included.
-
-DynamoDB Local makes transactions wait for each other; behind ``infra.bench.wire`` those that meet
-are refused, as on AWS.
+Each client reserves and settles without calling the model: its seconds would spread the writes, so
+this is the worst case. On Lambda each request has its own processor; here all clients and DynamoDB
+Local share this machine's. DynamoDB Local serialises conflicting transactions; through
+``infra.bench.conflicts`` they are refused, as on AWS.
 """
 
+import ctypes
 import multiprocessing
-import os
-import threading
+import signal
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import count
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
 
+from infra.bench.conflicts import conflicts_at
 from infra.bench.meters import percentile
-from infra.bench.points import Point
-from infra.bench.servers import CREDITS, PROMPT, Reach, accounts_at, ledger_at, open_account
-from infra.bench.wire import CONFLICTS, counts_at
-from infra.bench.words import table, verdict
+from infra.bench.servers import CREDITS, PROMPT, Servers, credits_table, open_account
+from infra.bench.tables import section, table, verdict
 from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
 from lib.errors import ServiceError
 from lib.ledger.accounts import Accounts
@@ -31,262 +29,173 @@ from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.ledger.table import LedgerUnreachable
 from lib.picture.aspect_ratio import AspectRatio
 
-__all__ = ["Contention", "Measured", "measure", "report"]
-
 ADDED_P99_TARGET_MS = 600.0
 AUDIT_TAKES_S = 120.0
-# More than one, so that the clients wait for the ledger and not for each other's Python.
+# Several processes, so that clients wait for the ledger and not for each other's interpreter.
 PROCESSES = 8
-ALL_ARE_UP_S = 0.5
+START_TAKES_S = 0.5
 BURSTS = 20
+CLIENTS_AND_ORGANISATIONS = ((1, 1), (8, 1), (64, 1), (64, 64))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A point, and whether every credit is where it should be."""
+class Crowd:
+    """So many clients at once, whose conflicting transactions are ``refused`` or wait.
 
-    point: Point
+    Percentiles are of reserve and settle together, retries included, errors excluded. ``exact``:
+    each success was charged once, and nothing else was.
+    """
+
+    clients: int
+    organisations: int
+    refused: bool
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    conflicts: int
+    errors: int
     exact: bool
 
 
 @dataclass(frozen=True)
 class Contention:
-    """``bursts`` and ``loops``, each as points; wall ms of one request's two calls alone.
+    """``alone_ms`` is the median of one client alone, by whether conflicts are refused."""
 
-    ``alone_ms`` is a whole request alone, with and without the server that refuses in between.
-    """
-
-    bursts: list[Measured]
-    loops: list[Measured]
-    reserve_ms: float
-    settle_ms: float
+    bursts: list[Crowd]
+    loops: list[Crowd]
     alone_ms: Mapping[bool, float]
 
-    def added_ms(self, point: Point) -> float:
-        """The p99 less what a request takes alone on the same way."""
-        return point.p99_ms - self.alone_ms[point.conflicts_injected]
+    def added_ms(self, crowd: Crowd) -> float:
+        """The p99 less what a request takes alone."""
+        return crowd.p99_ms - self.alone_ms[crowd.refused]
 
 
-@dataclass
-class _Client:
-    """What one client saw: wall ms of its successes, and its errors."""
-
-    reserve_ms: list[float] = field(default_factory=list)
-    settle_ms: list[float] = field(default_factory=list)
-    errors: int = 0
-    ended_at: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What one process does: a thread for each of ``organisations``, ``rounds`` requests each."""
-
-    reach: Reach
-    dynamodb_url: str
-    organisations: tuple[str, ...]
-    rounds: int
-    starts_at: float
-
-
-def measure(reach: Reach, requests: int) -> Contention:
-    """``requests`` in all for each point: 1, 8 and 64 clients of one organisation, 64 of 64."""
-    bursts, loops = [], []
-    alone: dict[bool, _Client] = {}
+def measure(servers: Servers, requests: int) -> Contention:
+    """Measures each crowd twice: ``requests`` in a loop, and in at most ``BURSTS`` bursts."""
+    bursts, loops, alone_ms = [], [], {}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, spawn, _end_with, (os.getpid(),)) as processes:
-        _warm_up(processes, reach, requests)
-        for conflicts in (False, True):
-            crowd = _Crowd(processes, reach, conflicts=conflicts)
-            for clients, organisations in ((1, 1), (8, 1), (64, 1), (64, 64)):
+    with ProcessPoolExecutor(PROCESSES, spawn, _die_with_the_parent) as pool:
+        for refused in (False, True):
+            crowd = partial(_crowd, pool, servers, refused=refused)
+            # A young JVM is several times slower than one that has served some thousand requests.
+            crowd(PROCESSES, 1, 1, requests // PROCESSES)
+            for clients, organisations in CLIENTS_AND_ORGANISATIONS:
                 rounds = requests // clients
-                measured, ran = crowd.meets(clients, organisations, 1, rounds)
-                loops.append(measured)
-                if clients == 1:
-                    (alone[conflicts],) = ran
+                loops.append(crowd(clients, organisations, 1, rounds))
                 if clients > 1:
-                    times = min(rounds, BURSTS)
-                    bursts.append(crowd.meets(clients, organisations, times, 1)[0])
-    reserve_ms = percentile(alone[False].reserve_ms, 50)
-    settle_ms = percentile(alone[False].settle_ms, 50)
-    alone_ms = {
-        conflicts: percentile(client.reserve_ms, 50) + percentile(client.settle_ms, 50)
-        for conflicts, client in alone.items()
-    }
-    return Contention(bursts, loops, reserve_ms, settle_ms, alone_ms)
+                    bursts.append(crowd(clients, organisations, min(rounds, BURSTS), 1))
+                else:
+                    alone_ms[refused] = loops[-1].p50_ms
+    return Contention(bursts, loops, alone_ms)
 
 
-class _Crowd:
-    """Many clients, on DynamoDB Local as it is or with ``conflicts``."""
-
-    def __init__(self, processes: ProcessPoolExecutor, reach: Reach, *, conflicts: bool) -> None:
-        self._processes = processes
-        self._reach = reach
-        self._conflicts = conflicts
-        self._url = reach.conflicting_url if conflicts else reach.dynamodb_url
-        self._accounts = accounts_at(reach, self._url)
-        self._numbers = count(1)
-
-    def meets(
-        self, clients: int, organisations: int, times: int, rounds: int
-    ) -> tuple[Measured, list[_Client]]:
-        """All clients begin at once, so many ``times``, and make ``rounds`` requests each time."""
-        names = [f"crowd-{self._conflicts:d}-{next(self._numbers)}" for _ in range(organisations)]
-        for name in names:
-            open_account(self._accounts, name)
-        whose = [names[number % organisations] for number in range(clients)]
-        before = counts_at(self._reach.conflicting_url)
-        ran: list[_Client] = []
-        seconds = 0.0
-        for _ in range(times):
-            more, took_s = _run(self._processes, self._reach, self._url, whose, rounds)
-            ran += more
-            seconds += took_s
-        counted = counts_at(self._reach.conflicting_url) - before
-        point = _point(ran, seconds, counted, (clients, organisations, self._conflicts))
-        return Measured(point, _is_exact(self._accounts, names, ran)), ran
+def _die_with_the_parent() -> None:
+    # prctl(2), PR_SET_PDEATHSIG: the pool's processes would outlive a killed benchmark.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _end_with(parent: int) -> None:
-    """Lets this process end when ``parent`` has died, whose pool would keep it for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _warm_up(processes: ProcessPoolExecutor, reach: Reach, requests: int) -> None:
-    """A young JVM is several times slower than one that has seen some thousand requests."""
-    open_account(accounts_at(reach, reach.dynamodb_url), "warm-up")
-    for url in (reach.dynamodb_url, reach.conflicting_url):
-        _run(processes, reach, url, ["warm-up"] * PROCESSES, requests // PROCESSES)
-
-
-def _run(
-    processes: ProcessPoolExecutor, reach: Reach, url: str, whose: list[str], rounds: int
-) -> tuple[list[_Client], float]:
-    """All clients at once, spread over the processes; and the seconds until the last has ended."""
-    starts_at = time.time() + ALL_ARE_UP_S
-    shares = [tuple(whose[first::PROCESSES]) for first in range(PROCESSES)]
-    tasks = [_Task(reach, url, share, rounds, starts_at) for share in shares if share]
-    ran = [client for clients in processes.map(_clients, tasks) for client in clients]
-    return ran, max(client.ended_at for client in ran) - starts_at
-
-
-def _clients(task: _Task) -> list[_Client]:
-    """The work of one process."""
-    ledger = ledger_at(task.reach, task.dynamodb_url)
-
-    def work(organisation: str) -> _Client:
-        client = _Client()
-        time.sleep(max(0.0, task.starts_at - time.time()))
-        for _ in range(task.rounds):
-            _request(ledger, organisation, client)
-        client.ended_at = time.time()
-        return client
-
-    with ThreadPoolExecutor(len(task.organisations)) as threads:
-        return list(threads.map(work, task.organisations))
-
-
-def _request(ledger: Ledger, organisation: str, client: _Client) -> None:
-    deadline = Deadline(FUNCTION_TIMEOUT_S)
-    began = time.perf_counter()
-    try:
-        generation = ledger.reserve(
-            Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9), str, deadline
-        )
-        reserved = time.perf_counter()
-        ledger.settle(generation, 4200, deadline)
-    except (ServiceError, LedgerUnreachable):
-        client.errors += 1
-        return
-    client.reserve_ms.append((reserved - began) * 1000)
-    client.settle_ms.append((time.perf_counter() - reserved) * 1000)
-
-
-def _point(
-    ran: list[_Client], seconds: float, counted: Counter[str], key: tuple[int, int, bool]
-) -> Point:
-    clients, organisations, conflicts = key
-    took_ms = sorted(
-        reserve + settle
-        for client in ran
-        for reserve, settle in zip(client.reserve_ms, client.settle_ms, strict=True)
-    )
-    calls = counted["TransactWriteItems"] + counted["UpdateItem"]
-    errors = sum(client.errors for client in ran)
-    return Point(
-        clients=clients,
-        organisations=organisations,
-        conflicts_injected=conflicts,
-        throughput_per_s=len(took_ms) / seconds,
+def _crowd(
+    pool: ProcessPoolExecutor,
+    servers: Servers,
+    clients: int,
+    organisations: int,
+    bursts: int,
+    rounds: int,
+    *,
+    refused: bool,
+) -> Crowd:
+    """Lets all clients start at once, ``bursts`` times, with ``rounds`` requests each time."""
+    url = servers.conflicting_url if refused else servers.dynamodb_url
+    accounts = Accounts(credits_table(servers, url))
+    names = [f"crowd-{uuid4()}" for _ in range(organisations)]
+    for name in names:
+        open_account(accounts, name)
+    of_clients = names * (clients // organisations)
+    shares = [of_clients[first::PROCESSES] for first in range(min(clients, PROCESSES))]
+    took_ms: list[float] = []
+    before, seconds = conflicts_at(servers.conflicting_url), 0.0
+    for _ in range(bursts):
+        starts_at = time.time() + START_TAKES_S
+        work = partial(_run_clients, servers, url, starts_at, rounds)
+        done = list(pool.map(work, shares))
+        took_ms += [ms for share_ms, _ in done for ms in share_ms]
+        seconds += max(ended_at for _, ended_at in done) - starts_at
+    return Crowd(
+        clients,
+        organisations,
+        refused,
+        per_s=len(took_ms) / seconds,
         p50_ms=percentile(took_ms, 50),
         p99_ms=percentile(took_ms, 99),
-        conflicts=counted[CONFLICTS],
-        retries=max(0, calls - 2 * len(took_ms) - errors),
-        errors=errors,
+        conflicts=conflicts_at(servers.conflicting_url) - before,
+        errors=clients * bursts * rounds - len(took_ms),
+        exact=_is_exact(accounts, names, len(took_ms)),
     )
 
 
-def _is_exact(accounts: Accounts, names: list[str], ran: list[_Client]) -> bool:
-    """Whether each success was paid once, and nothing else was."""
+def _is_exact(accounts: Accounts, names: list[str], successes: int) -> bool:
     reports = [accounts.audit(name, Deadline(AUDIT_TAKES_S)) for name in names]
-    paid = sum(CREDITS - report.credits for report in reports)
-    successes = sum(len(client.settle_ms) for client in ran)
-    drift = sum(abs(report.drift) for report in reports)
-    return paid == successes * CREDITS_PER_IMAGE and drift == 0
+    charged = sum(CREDITS - report.credits for report in reports)
+    return charged == successes * CREDITS_PER_IMAGE and not any(each.drift for each in reports)
+
+
+def _run_clients(
+    servers: Servers, url: str, starts_at: float, rounds: int, organisations: list[str]
+) -> tuple[list[float], float]:
+    """One process: a thread for each organisation; wall ms of successes, and when all ended."""
+    ledger = Ledger(credits_table(servers, url))
+    took_ms: list[float] = []
+
+    def run(organisation: str) -> None:
+        time.sleep(max(0.0, starts_at - time.time()))
+        for _ in range(rounds):
+            began = time.perf_counter()
+            with suppress(ServiceError, LedgerUnreachable):
+                reserve_and_settle(ledger, organisation, FUNCTION_TIMEOUT_S)
+                took_ms.append((time.perf_counter() - began) * 1000)
+
+    with ThreadPoolExecutor(len(organisations)) as threads:
+        list(threads.map(run, organisations))
+    return took_ms, time.time()
+
+
+def reserve_and_settle(ledger: Ledger, organisation: str, within_s: float) -> None:
+    """The ledger's part of a paid request; raises what ``reserve`` and ``settle`` raise."""
+    deadline = Deadline(within_s)
+    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9)
+    ledger.settle(ledger.reserve(order, str, deadline), 4200, deadline)
 
 
 def report(contention: Contention) -> Iterator[str]:
     """The section of the results."""
-    yield from ("## Contention", "")
-    yield "Reserve and settle of one organisation, or of many, on DynamoDB Local. Those that meet"
-    yield "wait, or are refused, as AWS does it, and our own rules try again. Added is the"
     alone = " and ".join(f"{alone_ms:.0f}" for alone_ms in contention.alone_ms.values())
-    yield f"p99 less what a request takes alone on the same way, {alone} ms. Who gives up after 8 s"
-    yield "is an error, and in no percentile."
-    yield from ("", "All at once, again when all have ended:", "")
-    yield from table(_HEAD, (_row(each, contention, is_target=True) for each in contention.bursts))
-    yield from (
-        "",
-        "All at once, and each again as soon as it has ended, with nothing between:",
-        "",
+    yield from section(
+        "Contention",
+        "Reserve and settle for one organisation or for many, on DynamoDB Local. Conflicting",
+        "transactions wait, or are refused as on AWS and retried by the service. The p99 added is",
+        f"the p99 less what a request takes alone, {alone} ms. Requests that give up after 8 s",
+        "count as errors and are in no percentile.",
     )
-    yield from table(_HEAD, (_row(each, contention, is_target=False) for each in contention.loops))
+    yield from ("In bursts, each after the last one has ended:", "")
+    yield from table(_HEAD, (_row(each, contention, has_target=True) for each in contention.bursts))
+    yield from ("", "In loops, each client without a pause:", "")
+    yield from table(_HEAD, (_row(each, contention, has_target=False) for each in contention.loops))
 
 
 _HEAD = (
-    "clients",
-    "organisations",
-    "those that meet",
-    "added p99, ms",
-    "p50 / p99, ms",
-    "requests a second",
-    "refused as conflicts",
-    "tried again",
-    "errors",
-    "debits exact",
+    *("clients", "organisations", "conflicts", "added p99, ms", "p50 / p99, ms"),
+    *("requests a second", "refused", "errors", "charges exact"),
 )
 
 
-def _row(measured: Measured, contention: Contention, *, is_target: bool) -> tuple[str, ...]:
-    """The target is for what DynamoDB Local does by itself."""
-    point = measured.point
-    added_ms = contention.added_ms(point)
-    judged = is_target and not point.conflicts_injected and point.clients > point.organisations
-    met = f" ({verdict(added_ms, ADDED_P99_TARGET_MS, '.0f')})" if judged else ""
-    return (
-        str(point.clients),
-        str(point.organisations),
-        "are refused" if point.conflicts_injected else "wait",
-        f"**{added_ms:.0f}**{met}",
-        f"{point.p50_ms:.0f} / {point.p99_ms:.0f}",
-        f"{point.throughput_per_s:.0f}",
-        str(point.conflicts) if point.conflicts_injected else "",
-        str(point.retries) if point.conflicts_injected else "",
-        str(point.errors),
-        "yes" if measured.exact else "**no**",
-    )
+def _row(crowd: Crowd, contention: Contention, *, has_target: bool) -> tuple[object, ...]:
+    """The target is for DynamoDB Local by itself."""
+    added_ms = contention.added_ms(crowd)
+    added = f"**{added_ms:.0f}**"
+    if has_target and not crowd.refused and crowd.clients > crowd.organisations:
+        added += f" ({verdict(added_ms, ADDED_P99_TARGET_MS, '.0f')})"
+    how, conflicts = ("are refused", crowd.conflicts) if crowd.refused else ("wait", "")
+    times = f"{crowd.p50_ms:.0f} / {crowd.p99_ms:.0f}"
+    exact = "yes" if crowd.exact else "**no**"
+    head = (crowd.clients, crowd.organisations, how, added, times, f"{crowd.per_s:.0f}")
+    return (*head, conflicts, crowd.errors, exact)

@@ -1,45 +1,36 @@
-"""What a large history costs: a request beside 10 and 200,000 generations, and 10,000 open holds.
+"""What a large history costs: requests beside 200,000 generations, and a sweep of 10,000 due rows.
 
 The rows are written straight into the table, as the service would have left them.
 """
 
+import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import boto3
 
 from handlers import reconcile
-from handlers.dependencies import dependencies
-from infra.bench.caller import UnexpectedAnswerError, silenced
-from infra.bench.servers import (
-    CREDITS,
-    PROMPT,
-    TABLE,
-    Reach,
-    accounts_at,
-    ledger_at,
-    open_account,
-    variables,
-)
-from infra.bench.words import least_median_most, table
+from infra.bench.caller import UnexpectedAnswerError, configured
+from infra.bench.contention import reserve_and_settle
+from infra.bench.servers import CREDITS, PROMPT, TABLE, Servers, credits_table, open_account
+from infra.bench.tables import section, spread, table
 from infra.local.functions import LambdaContext
 from infra.template import Template
 from lib.deadline import Deadline
 from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import CREDITS_PER_IMAGE, Order
-from lib.ledger.rows import Generation, Status
+from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.ledger.rows import Generation, Status, account_key
 from lib.picture.aspect_ratio import AspectRatio
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-
-__all__ = ["Growth", "Sweep", "measure", "report"]
 
 WARM_UP = 5
 PAGE = 20
@@ -47,69 +38,45 @@ BATCH = 25
 WRITERS = 4
 CALL_TAKES_S = 20.0
 AUDIT_TAKES_S = 120.0
-MOST_RUNS = 30
+MAX_RUNS = 30
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The reconciler's work on that many expired holds, in runs of its own timeout."""
-
-    holds: int
-    runs: int
-    seconds: float
-    refunded: int
-    drift: int
-
-
-@dataclass(frozen=True)
-class Growth:
-    """By the generations in an organisation's history: wall ms of the ledger's part, and a page."""
-
-    requests: Mapping[int, list[float]]
-    pages: Mapping[int, list[float]]
-    sweep: Sweep
-
-
-def measure(reach: Reach, sizes: Iterable[int], requests: int, holds: int) -> Growth:
-    """``requests`` reservations with their settles, and pages, by turns for each history."""
-    ledger = ledger_at(reach, reach.dynamodb_url)
-    accounts = accounts_at(reach, reach.dynamodb_url)
-    with variables(reach.environment):
-        client = boto3.client("dynamodb", endpoint_url=reach.dynamodb_url)
+def report(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> Iterator[str]:
+    """The section of the results: ``requests`` for each history, alternating, and one sweep."""
+    credits_rows = credits_table(servers, servers.dynamodb_url)
+    ledger, accounts = Ledger(credits_rows), Accounts(credits_rows)
+    with patch.dict(os.environ, servers.environment):
+        client = boto3.client("dynamodb", endpoint_url=servers.dynamodb_url)
     organisations = {size: f"history{size}" for size in sizes}
     for size, organisation in organisations.items():
         open_account(accounts, organisation)
-        _write(client, _settled(organisation, size))
-    reserved: dict[int, list[float]] = {size: [] for size in organisations}
-    pages: dict[int, list[float]] = {size: [] for size in organisations}
+        _write(client, (_row(organisation, number, Status.SETTLED) for number in range(size)))
+    request_ms: dict[int, list[float]] = {size: [] for size in organisations}
+    page_ms: dict[int, list[float]] = {size: [] for size in organisations}
     for number in range(WARM_UP + requests):
         for size, organisation in organisations.items():
-            request_ms, page_ms = _one(ledger, organisation)
+            began = time.perf_counter()
+            reserve_and_settle(ledger, organisation, CALL_TAKES_S)
+            settled = time.perf_counter()
+            ledger.history(organisation, PAGE, None, Deadline(CALL_TAKES_S))
             if number >= WARM_UP:
-                reserved[size].append(request_ms)
-                pages[size].append(page_ms)
-    return Growth(reserved, pages, _sweep(reach, accounts, client, holds))
-
-
-def _one(ledger: Ledger, organisation: str) -> tuple[float, float]:
-    deadline = Deadline(CALL_TAKES_S)
-    began = time.perf_counter()
-    generation = ledger.reserve(
-        Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9), str, deadline
+                request_ms[size].append((settled - began) * 1000)
+                page_ms[size].append((time.perf_counter() - settled) * 1000)
+    yield from section(
+        "Growth",
+        "Reserve and settle, and a page of the history, by the number of generations that the",
+        "organisation has; alternating, on DynamoDB Local.",
     )
-    ledger.settle(generation, 4200, deadline)
-    asked = time.perf_counter()
-    ledger.history(organisation, PAGE, None, deadline)
-    return (asked - began) * 1000, (time.perf_counter() - asked) * 1000
+    smallest, rows = statistics.median(request_ms[min(request_ms)]), []
+    for size, ms in request_ms.items():
+        ratio = f"**{statistics.median(ms) / smallest:.2f}**"
+        rows.append((f"{size:,}", ratio, spread(ms, ".1f"), spread(page_ms[size], ".1f")))
+    head = ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms")
+    yield from table(head, rows)
+    yield from ("", _sweep(servers, accounts, client, due))
 
 
-def _settled(organisation: str, count: int) -> Iterator[dict[str, Any]]:
-    """The rows of generations that ended long ago."""
-    for number in range(count):
-        yield _generation(organisation, number, Status.SETTLED).to_item()
-
-
-def _generation(organisation: str, number: int, status: Status) -> Generation:
+def _row(organisation: str, number: int, status: Status) -> Generation:
     created_ms = 1_700_000_000_000 + number
     return Generation(
         organisation=organisation,
@@ -124,89 +91,41 @@ def _generation(organisation: str, number: int, status: Status) -> Generation:
     )
 
 
-def _sweep(reach: Reach, accounts: Accounts, client: "DynamoDBClient", holds: int) -> Sweep:
-    """Lets the real reconciler, in this process, refund ``holds`` reservations of dead requests."""
-    organisation = "holds"
-    open_account(accounts, organisation)
-    _take(client, organisation, holds)
-    expired = (
-        replace(_generation(organisation, number, Status.RESERVED), due_at=1_700_000_100)
-        for number in range(holds)
-    )
-    _write(client, (each.to_item() for each in expired))
-    (function,) = (
-        each
-        for each in Template.from_file().functions()
-        if each.handler.startswith("handlers.reconcile")
-    )
-    refunded, runs = 0, 0
-    began = time.perf_counter()
-    dependencies.cache_clear()
-    with silenced(), variables(reach.environment):
-        while refunded < holds and runs < MOST_RUNS:
-            context: Any = LambdaContext(function.name, "1024", function.timeout_s)
-            refunded += reconcile.handler({}, context)["refunded"]
-            runs += 1
-    dependencies.cache_clear()
-    seconds = time.perf_counter() - began
-    report = accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
-    if report.credits != CREDITS:
-        raise UnexpectedAnswerError(f"{CREDITS - report.credits} credits did not come back")
-    return Sweep(holds, runs, seconds, refunded, report.drift)
-
-
-def _take(client: "DynamoDBClient", organisation: str, holds: int) -> None:
-    """What the dead requests had paid."""
-    paid = holds * CREDITS_PER_IMAGE
+def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: int) -> str:
+    """Runs the reconciler until it has refunded ``due`` reservations of dead requests."""
+    open_account(accounts, "due")
     client.update_item(
         TableName=TABLE,
-        Key={"pk": {"S": f"ORG#{organisation}"}, "sk": {"S": "ACCOUNT"}},
-        UpdateExpression="SET credits = credits - :paid",
-        ExpressionAttributeValues={":paid": {"N": str(paid)}},
+        Key=account_key("due"),
+        UpdateExpression="SET credits = credits - :held",
+        ExpressionAttributeValues={":held": {"N": str(due * CREDITS_PER_IMAGE)}},
+    )
+    rows = (_row("due", number, Status.RESERVED) for number in range(due))
+    _write(client, (replace(row, due_at=1_700_000_100) for row in rows))
+    timeouts_s = {each.handler: each.timeout_s for each in Template.from_file().functions()}
+    refunded, runs = 0, 0
+    began = time.perf_counter()
+    with configured(servers.environment):
+        while refunded < due and runs < MAX_RUNS:
+            timeout_s = timeouts_s["handlers.reconcile.handler"]
+            context: Any = LambdaContext("ReconcileFunction", "1024", timeout_s)
+            refunded += reconcile.handler({}, context)["refunded"]
+            runs += 1
+    seconds = time.perf_counter() - began
+    audit = accounts.audit("due", Deadline(AUDIT_TAKES_S))
+    if audit.credits != CREDITS or audit.drift:
+        raise UnexpectedAnswerError(f"{CREDITS - audit.credits} credits were not refunded")
+    return (
+        f"The reconciler refunded {refunded:,} of {due:,} expired reservations in {seconds:.0f} s\n"
+        f"({refunded / seconds:.0f} a second) and {runs} runs; every credit came back."
     )
 
 
-def _write(client: "DynamoDBClient", rows: Iterator[dict[str, Any]]) -> None:
-    """Puts all rows into the table."""
-
-    def put(some: list[dict[str, Any]]) -> None:
-        left: Any = {TABLE: [{"PutRequest": {"Item": row}} for row in some]}
+def _write(client: "DynamoDBClient", rows: Iterator[Generation]) -> None:
+    def put(batch: list[Generation]) -> None:
+        left: Any = {TABLE: [{"PutRequest": {"Item": row.to_item()}} for row in batch]}
         while left:
             left = client.batch_write_item(RequestItems=left)["UnprocessedItems"]
 
     with ThreadPoolExecutor(WRITERS) as writers:
-        # A few hundred batches at a time, so that not all rows are in memory at once.
-        while batches := [some for _ in range(400) if (some := list(islice(rows, BATCH)))]:
-            list(writers.map(put, batches))
-
-
-def report(growth: Growth) -> Iterator[str]:
-    """The section of the results."""
-    least = min(growth.requests)
-    yield from ("## Growth", "")
-    yield "The ledger's part of a request (reserve and settle) and a page of the history, by the"
-    yield "generations that the organisation has, by turns, on DynamoDB Local."
-    yield ""
-    yield from table(
-        (
-            "generations",
-            "request, beside the smallest",
-            "request, wall ms",
-            f"a page of {PAGE}, wall ms",
-        ),
-        (
-            (
-                f"{size:,}",
-                f"**{statistics.median(ms) / statistics.median(growth.requests[least]):.2f}**",
-                least_median_most(ms, ".1f"),
-                least_median_most(growth.pages[size], ".1f"),
-            )
-            for size, ms in growth.requests.items()
-        ),
-    )
-    sweep = growth.sweep
-    yield ""
-    yield f"The reconciler refunded {sweep.refunded:,} of {sweep.holds:,} expired holds in"
-    a_second = sweep.refunded / sweep.seconds
-    yield f"{sweep.seconds:.0f} s ({a_second:.0f} a second) and {sweep.runs} runs;"
-    yield f"every credit came back, and the audit found a drift of {sweep.drift}."
+        list(writers.map(put, iter(lambda: list(islice(rows, BATCH)), [])))

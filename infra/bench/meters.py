@@ -1,38 +1,28 @@
-"""What is read off many samples, and off a process."""
+"""Percentiles, and the memory and CPU of another process."""
 
 import math
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["MeterError", "peak_mib", "percentile"]
-
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
-
-
-class MeterError(Exception):
-    """What is asked of the machine is not to be had."""
-
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest rank: of 200 samples the 198th is the p99. Not a number if there is none."""
+    """The nearest rank: the p99 of 200 samples is the 198th. NaN without samples."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)] if ranked else math.nan
 
 
 def peak_mib(pid: int) -> float:
-    """The most resident memory that a process ever had (proc(5), VmHWM).
+    """The peak resident memory of a process (proc(5), VmHWM); OSError if it has ended.
 
-    ``ru_maxrss`` won't do: a child's begins with its parent's.
-
-    Raises:
-        MeterError: it ended, or the system is not Linux.
+    ``ru_maxrss`` is unusable: a child inherits its parent's peak.
     """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    except OSError as fault:
-        raise MeterError("the process whose memory is asked for is gone") from fault
-    found = _PEAK.search(status)
-    if found is None:
-        raise MeterError("the system does not tell the peak of a process's memory")
-    return int(found[1]) / 1024
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """The user and system time of a process (proc(5), ``stat``); OSError if it has ended."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,10 +1,10 @@
-"""The other side of a benchmark, in a process of its own: DynamoDB Local, moto's S3, the stand-in.
+"""The servers of a benchmark in a process of their own: DynamoDB Local, moto's S3, a stand-in.
 
     python -m infra.bench.servers
 
-What the servers do must not count as ours. It writes one line of JSON, ``Reach``'s fields, and ends
-when its standard input does. The model answers at once with the picture whose name the prompt is,
-encoded before anything is measured; to other prompts it answers as the stand-in always does.
+A separate process keeps the servers' CPU out of the figures. It writes one line of JSON, the
+fields of ``Servers``, and ends when its standard input closes. The stand-in for Gemini answers at
+once with the picture named in the prompt, encoded beforehand, or else as it always does.
 """
 
 import base64
@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from unittest.mock import patch
 
+from PIL import Image
+
+from infra.bench.conflicts import conflict_proxy
 from infra.bench.png_encoders import pictures
-from infra.bench.wire import Wire
 from infra.local.aws import EmbeddedAws
 from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
 from infra.template import PROJECT_ROOT
@@ -27,114 +30,68 @@ from lib.clients import dynamodb
 from lib.deadline import Deadline
 from lib.keys.key_ring import KeyRing
 from lib.ledger.accounts import Accounts
-from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Grant
 from lib.ledger.table import Table
 
-__all__ = [
-    "CREDITS",
-    "GEMINI_KEY",
-    "PROMPT",
-    "TABLE",
-    "Reach",
-    "ledger_at",
-    "open_account",
-    "running",
-    "variables",
-]
-
 TABLE = "credits"
-# An underscore makes the name no host's, so boto3 puts it into the path.
+# boto3 puts a bucket whose name has an underscore into the path, not into the host name.
 BUCKET = "images_of_the_benchmark"
 GEMINI_KEY = "any-key-will-do"
 PROMPT = "A log cabin by a frozen mountain lake at dusk, smoke rising from the chimney"
 CREDITS = 10_000_000
-REQUESTS_A_MINUTE = 1_000_000
+RATE_LIMIT_PER_MINUTE = 1_000_000
 SETUP_TAKES_S = 30.0
-STOP_TAKES_S = 30.0
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How to reach the servers.
+class Servers:
+    """Where the servers are.
 
-    ``environment`` holds the variables that lead a function to them, ``over_wires`` the same by way
-    of the counting servers at ``wires``. At ``conflicting_url`` DynamoDB Local refuses transactions
-    that meet, at ``dynamodb_url`` it makes them wait. ``api_key`` is that of an organisation with
-    credits, ``poor_key`` that of one without.
+    ``environment`` configures a function to use them. Conflicting transactions wait at
+    ``dynamodb_url`` and are refused at ``conflicting_url``. ``api_key`` belongs to an organisation
+    with credits, ``empty_key`` to one without.
     """
 
     environment: Mapping[str, str]
-    over_wires: Mapping[str, str]
-    wires: tuple[str, ...]
     dynamodb_url: str
     conflicting_url: str
     api_key: str
-    poor_key: str
+    empty_key: str
 
 
 @contextmanager
-def running() -> Iterator[Reach]:
-    """The servers, until the block ends."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "infra.bench.servers"],
-        cwd=PROJECT_ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the servers have no pipes")
-        try:
-            reach = process.stdout.readline()
-            if not reach:
-                raise RuntimeError("the servers did not start; what they said is above")
-            yield Reach(**json.loads(reach))
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(STOP_TAKES_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def running() -> Iterator[Servers]:
+    """Runs the servers until the block ends; raises RuntimeError if they don't start."""
+    command = [sys.executable, "-m", "infra.bench.servers"]
+    pipe = subprocess.PIPE
+    # At the end of the block its standard input closes, and it is waited for.
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: S603 - our own
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise RuntimeError("the servers did not start; their error is above")
+        yield Servers(**json.loads(line))
 
 
-@contextmanager
-def variables(environment: Mapping[str, str]) -> Iterator[None]:
-    """``environment`` is added to that of this process until the block ends."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def ledger_at(reach: Reach, dynamodb_url: str) -> Ledger:
-    """The ledger with the client that the service has, and its timeouts."""
-    with variables({**reach.environment, "AWS_ENDPOINT_URL_DYNAMODB": dynamodb_url}):
-        return Ledger(Table(dynamodb(), TABLE))
-
-
-def accounts_at(reach: Reach, dynamodb_url: str) -> Accounts:
-    """The operator's accounts, with the service's own client and timeouts."""
-    with variables({**reach.environment, "AWS_ENDPOINT_URL_DYNAMODB": dynamodb_url}):
-        return Accounts(Table(dynamodb(), TABLE))
+def credits_table(servers: Servers, dynamodb_url: str) -> Table:
+    """The credits table through the service's own client, with its timeouts."""
+    at = {**servers.environment, "AWS_ENDPOINT_URL_DYNAMODB": dynamodb_url}
+    with patch.dict(os.environ, at):
+        return Table(dynamodb(), TABLE)
 
 
 def open_account(accounts: Accounts, organisation: str, granted: int = CREDITS) -> None:
-    """An organisation whose rate limit nobody reaches."""
+    """Creates an organisation with a rate limit that is out of reach."""
     deadline = Deadline(SETUP_TAKES_S)
-    accounts.create(organisation, deadline, REQUESTS_A_MINUTE)
+    accounts.create(organisation, deadline, RATE_LIMIT_PER_MINUTE)
     if granted:
         accounts.grant(organisation, Grant("bench", granted, "bench", "bench", 0), deadline)
 
 
 def main() -> None:
-    """Serves until standard input ends."""
-    answers = {name: _answer_with(picture) for name, picture in _jpegs()}
+    """Serves until standard input closes."""
+    answers = {name: _answer_with(picture) for name, picture, _ in pictures()}
 
-    def paint(request: Received) -> Answer | None:
+    def script(request: Received) -> Answer | None:
         asked = json.dumps(request.body)
         return next((answer for name, answer in answers.items() if name in asked), None)
 
@@ -142,19 +99,17 @@ def main() -> None:
         database = started.enter_context(DynamoDbLocal())
         aws = started.enter_context(EmbeddedAws(dynamodb_url=database.url))
         gemini = started.enter_context(GeminiStandIn())
-        gemini.answer_with(paint)
-        wires = [started.enter_context(Wire(url)) for url in (database.url, aws.url, gemini.url)]
-        conflicting = started.enter_context(Wire(database.url, conflicts=True))
-        reach = _furnished(aws, gemini.url, wires, (database.url, conflicting.url))
-        print(json.dumps(asdict(reach)), flush=True)
+        gemini.answer_with(script)
+        conflicting_url = started.enter_context(conflict_proxy(database.url))
+        servers = _prepared(aws, gemini.url, database.url, conflicting_url)
+        print(json.dumps(asdict(servers)), flush=True)
         sys.stdin.read()
 
 
-def _furnished(
-    aws: EmbeddedAws, gemini_url: str, wires: list[Wire], dynamodb_urls: tuple[str, str]
-) -> Reach:
-    """Puts everything there that the service expects."""
-    settings = {
+def _prepared(aws: EmbeddedAws, gemini_url: str, table_url: str, conflicting_url: str) -> Servers:
+    """Creates the table, the bucket, the secrets and two accounts."""
+    environment = {
+        **aws.environment(),
         "CREDITS_TABLE": TABLE,
         "IMAGE_BUCKET": BUCKET,
         "IMAGE_BASE_URL": "https://images.example",
@@ -164,39 +119,19 @@ def _furnished(
     }
     aws.create_table(TABLE)
     aws.create_bucket(BUCKET)
-    aws.create_secret(settings["GEMINI_API_KEY_SECRET"], GEMINI_KEY)
+    aws.create_secret(environment["GEMINI_API_KEY_SECRET"], GEMINI_KEY)
     accounts = Accounts(Table(aws.client("dynamodb"), TABLE))
     open_account(accounts, "bench")
-    open_account(accounts, "poor", granted=0)
-    keys = KeyRing(aws.client("secretsmanager"), settings["ORG_SECRET_PREFIX"])
-    environment = {**aws.environment(), **settings}
-    table, other, gemini = (wire.url for wire in wires)
-    elsewhere = {
-        "AWS_ENDPOINT_URL_DYNAMODB": table,
-        "AWS_ENDPOINT_URL_S3": other,
-        "AWS_ENDPOINT_URL_SECRETS_MANAGER": other,
-        "GOOGLE_GEMINI_BASE_URL": gemini,
-    }
-    return Reach(
-        environment=environment,
-        over_wires=environment | elsewhere,
-        wires=(table, other, gemini),
-        dynamodb_url=dynamodb_urls[0],
-        conflicting_url=dynamodb_urls[1],
-        api_key=keys.issue("bench").key,
-        poor_key=keys.issue("poor").key,
-    )
+    open_account(accounts, "empty", granted=0)
+    ring = KeyRing(aws.client("secretsmanager"), environment["ORG_SECRET_PREFIX"])
+    keys = ring.issue("bench").key, ring.issue("empty").key
+    return Servers(environment, table_url, conflicting_url, *keys)
 
 
-def _jpegs() -> Iterator[tuple[str, bytes]]:
-    for name, picture, _ in pictures():
-        written = BytesIO()
-        picture.save(written, "JPEG", quality=90)
-        yield name, written.getvalue()
-
-
-def _answer_with(picture: bytes) -> Answer:
-    inline = {"mimeType": "image/jpeg", "data": base64.b64encode(picture).decode()}
+def _answer_with(picture: Image.Image) -> Answer:
+    jpeg = BytesIO()
+    picture.save(jpeg, "JPEG", quality=90)
+    inline = {"mimeType": "image/jpeg", "data": base64.b64encode(jpeg.getvalue()).decode()}
     content = {"role": "model", "parts": [{"inlineData": inline}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
     usage = {"promptTokenCount": 16, "candidatesTokenCount": 1120, "totalTokenCount": 1136}

@@ -1,115 +1,83 @@
-"""The figures that count beside their targets; the README quotes this table."""
+"""The figures that have a target; the README quotes this table."""
 
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from infra.bench.cold import ACCOUNT_TARGET, INIT_TARGET, SIZE_TARGET, Builds, Cold
+from infra.bench.cold import ACCOUNT_TARGET, INIT_TARGET, SIZE_TARGET, Builds, Cold, init_ratio
 from infra.bench.contention import ADDED_P99_TARGET_MS, Contention
 from infra.bench.litellm import CLIENTS, LiteLlm
 from infra.bench.memory import TARGET_MIB, Memory
 from infra.bench.png_encoders import BYTES_TARGET
+from infra.bench.tables import section, table, verdict
 from infra.bench.trips import SUCCESS, SUCCESS_TARGET, Trips
-from infra.bench.warm import CPU_TARGET, PNG_APART_TARGET_MS, Compared, Warm
-from infra.bench.words import table, verdict
+from infra.bench.warm import CPU_TARGET, OWN_CPU_TARGET_MS, Warm
 from infra.build.sizes import unzipped_bytes
 
-__all__ = ["Measurements", "report"]
+Row = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """All that has a target. ``litellm`` is None where it can't be installed."""
-
-    warm: Warm
-    trips: Trips
-    cold: Cold
-    builds: Builds
-    memory: Sequence[Memory]
-    contention: Contention
-    litellm: LiteLlm | None
-
-
-def report(measured: Measurements) -> Iterator[str]:
+def report(
+    warm: Warm,
+    trips: Trips,
+    cold: Cold,
+    builds: Builds,
+    memory: Sequence[Memory],
+    contention: Contention,
+    proxy: LiteLlm | None,
+) -> Iterator[str]:
     """The section of the results."""
-    yield from ("## At a glance", "")
-    yield from table(("figure", "measured", "target"), _rows(measured))
+    rows = [*_warm_rows(warm)]
+    calls = trips[SUCCESS].total()
+    rows.append(("round trips of a success", str(calls), verdict(calls, SUCCESS_TARGET, "d")))
+    init, account = (init_ratio(cold, each, "generate") for each in ("generate", "account"))
+    rows.append(_ratio("INIT of generate / plain build", init, INIT_TARGET))
+    rows.append(_ratio("INIT of account / plain build of generate", account, ACCOUNT_TARGET))
+    size = unzipped_bytes(builds.built) / unzipped_bytes(builds.plain)
+    rows.append(_ratio("artifact, unzipped / plain build", size, SIZE_TARGET))
+    peak, grown = (max(getattr(each, name) for each in memory) for name in ("peak", "growth_mib"))
+    rows.append(("peak memory", f"{peak:.0f} MiB", verdict(peak, TARGET_MIB, ".0f")))
+    rows.append(("memory added by the second half of the requests", f"{grown:.1f} MiB", ""))
+    rows += _contention_rows(contention)
+    if proxy is not None:
+        name = "LiteLLM's proxy, which stores and charges nothing: CPU a request, HTTP included"
+        rows.append((name, f"{proxy.cpu_ms:.0f} ms", ""))
+        added = f"{proxy.crowd_added_ms:,.0f} ms"
+        rows.append((f"LiteLLM's proxy, {CLIENTS} clients in a loop: p99 added", added, ""))
+    yield from section("At a glance")
+    yield from table(("figure", "measured", "target"), rows)
 
 
-def _rows(measured: Measurements) -> Iterator[tuple[str, str, str]]:
-    yield from _warm_rows(measured.warm)
-    if measured.litellm is not None:
-        name = "CPU of LiteLLM's proxy a request, HTTP included; it stores and charges nothing"
-        yield name, f"{measured.litellm.cpu_ms:.0f} ms", ""
-    trips = sum(measured.trips[SUCCESS].values())
-    met = "met" if trips <= SUCCESS_TARGET else "**missed**"
-    yield "round trips of a success, one after the other", str(trips), f"{SUCCESS_TARGET}: {met}"
-    yield from _cold_rows(measured.cold, measured.builds)
-    yield from _memory_rows(measured.memory)
-    yield from _crowd_rows(measured.contention)
-    if measured.litellm is not None:
-        proxy = measured.litellm
-        name = f"{CLIENTS} clients without a pause, LiteLLM's proxy, whole answers: p99 added"
-        yield name, f"{proxy.crowd_p99_ms - proxy.crowd_direct_p99_ms:,.0f} ms", ""
+def _ratio(name: str, ratio: float, target: float) -> Row:
+    return name, f"{ratio:.2f}", verdict(ratio, target)
 
 
-def _memory_rows(memory: Sequence[Memory]) -> Iterator[tuple[str, str, str]]:
-    peak = max(each.peak for each in memory)
-    grown = max(each.grown_mib for each in memory)
-    yield "peak memory, pictures of 1K and 2K", f"{peak:.0f} MiB", _most(peak, TARGET_MIB)
-    yield "what the second half of the requests added to it", f"{grown:.1f} MiB", ""
+def _warm_rows(warm: Warm) -> Iterator[Row]:
+    drawn = [each.cpu for each in warm.pictures if "illustration" in each.picture]
+    others = [each.cpu for each in warm.pictures if "illustration" not in each.picture]
+    for kind, ratios in (("photos and noise", others), ("illustrations", drawn)):
+        if ratios:
+            name = f"CPU of a paid request / the bare script, {kind}"
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            yield name, spread, verdict(max(ratios), CPU_TARGET)
+    size = max(each.size for each in warm.pictures)
+    yield _ratio("bytes of a PNG / Pillow's default, at most", size, BYTES_TARGET)
+    own_ms = warm.own_cpu_ms
+    name = "our CPU a request without the PNG"
+    yield name, f"{own_ms:.0f} ms", verdict(own_ms, OWN_CPU_TARGET_MS, ".0f")
 
 
-def _crowd_rows(crowd: Contention) -> Iterator[tuple[str, str, str]]:
-    """The target is for what DynamoDB Local does by itself; AWS refuses those that meet."""
-    for kind, points in (("at once", crowd.bursts), ("without a pause", crowd.loops)):
-        most = max(each.point.clients for each in points)
-        for each in points:
-            point = each.point
-            if point.clients < most or point.organisations > 1:
+def _contention_rows(contention: Contention) -> Iterator[Row]:
+    """The target is for DynamoDB Local by itself."""
+    for kind, crowds in (("in a burst", contention.bursts), ("in a loop", contention.loops)):
+        most = max(each.clients for each in crowds)
+        for each in crowds:
+            if each.clients < most or each.organisations > 1:
                 continue
-            added_ms = crowd.added_ms(point)
-            has_target = kind == "at once" and not point.conflicts_injected
-            how = "refused as on AWS" if point.conflicts_injected else "DynamoDB Local"
+            added_ms = contention.added_ms(each)
+            has_target = crowds is contention.bursts and not each.refused
+            how = "conflicts refused as on AWS" if each.refused else "DynamoDB Local"
             exact = "exact" if each.exact else "**not exact**"
             yield (
-                f"{most} requests of one organisation {kind}, ledger alone, {how}: p99 added",
-                f"{added_ms:,.0f} ms, {point.errors} errors, debits {exact}",
-                _most(added_ms, ADDED_P99_TARGET_MS) if has_target else "",
+                f"{most} clients of one organisation {kind}, ledger only, {how}: p99 added",
+                f"{added_ms:,.0f} ms, {each.errors} errors, charges {exact}",
+                verdict(added_ms, ADDED_P99_TARGET_MS, ".0f") if has_target else "",
             )
-
-
-def _warm_rows(warm: Warm) -> Iterator[tuple[str, str, str]]:
-    drawn = [each for each in warm.pictures if "illustration" in each.picture]
-    others = [each for each in warm.pictures if each not in drawn]
-    for kind, pictures in (("photos and noise", others), ("illustrations", drawn)):
-        if pictures:
-            name = f"CPU of a paid request / the bare script, {kind}"
-            yield name, _range(pictures), verdict(max(each.cpu for each in pictures), CPU_TARGET)
-    size = max(each.size for each in warm.pictures)
-    yield "bytes of a PNG / Pillow's default, at most", f"{size:.2f}", verdict(size, BYTES_TARGET)
-    apart = f"{warm.apart_ms:.0f} ms"
-    yield "our own CPU, the PNG apart", apart, _most(warm.apart_ms, PNG_APART_TARGET_MS)
-
-
-def _cold_rows(cold: Cold, builds: Builds) -> Iterator[tuple[str, str, str]]:
-    generate = cold["generate"]
-    account = statistics.median(cold["account"].built) / statistics.median(generate.plain)
-    size = unzipped_bytes(builds.built) / unzipped_bytes(builds.plain)
-    yield (
-        "INIT / that of a plain build",
-        f"{generate.ratio:.2f}",
-        verdict(generate.ratio, INIT_TARGET),
-    )
-    name = "INIT of the account function / generate's of a plain build"
-    yield name, f"{account:.2f}", verdict(account, ACCOUNT_TARGET)
-    yield "artifact, unzipped / a plain build", f"{size:.2f}", verdict(size, SIZE_TARGET)
-
-
-def _range(pictures: Sequence[Compared]) -> str:
-    ratios = [each.cpu for each in pictures]
-    return f"{min(ratios):.2f} to {max(ratios):.2f}"
-
-
-def _most(figure: float, most: float) -> str:
-    return verdict(figure, most, ".0f")

@@ -1,77 +1,89 @@
-"""Round trips of a request, counted on the wire: one warm request of each kind."""
+"""Round trips of one warm request of each kind, counted at the HTTP clients."""
 
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-from infra.bench.caller import calling, paid_event
-from infra.bench.servers import Reach
-from infra.bench.wire import counts_at
-from infra.bench.words import table
+import httpx2
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.httpsession import URLLib3Session
+
+from infra.bench.caller import configured, expect, paid_event
+from infra.bench.servers import Servers
+from infra.bench.tables import section, table
 from lib.keys.format import new_key
-
-__all__ = ["SUCCESS", "SUCCESS_TARGET", "Trips", "measure", "report"]
+from lib.picture.transport import BoundedTransport
 
 SUCCESS = "success"
 SUCCESS_TARGET = 4
 RATIO = "16:9"
 
 Trips = Mapping[str, Counter[str]]
-"""By the kind of request: how often each operation was called."""
+"""For each kind of request, the number of calls of each operation."""
 
 
-def measure(reach: Reach, prompt: str) -> Trips:
-    """Sends each kind twice; the second time is counted, when everything is warm.
+def measure(servers: Servers, prompt: str) -> Trips:
+    """Sends each request twice and counts the calls of the second.
 
-    Everything is sent one after the other by one thread, so a round trip more is a wait more.
+    One thread makes all calls in sequence, so each round trip adds its latency.
     """
     key = str(uuid.uuid4())
-    good, poor = reach.api_key, reach.poor_key
-    kinds: dict[str, tuple[int, dict[str, Any]]] = {
-        SUCCESS: (200, paid_event(good, prompt, RATIO)),
-        "replay of an idempotency key": (200, paid_event(good, prompt, RATIO, key)),
-        "400, no prompt": (400, paid_event(good, "", RATIO)),
-        "401, misspelt key": (401, paid_event(f"{good}x", prompt, RATIO)),
+    funded, empty = servers.api_key, servers.empty_key
+    requests: dict[str, tuple[int, dict[str, Any]]] = {
+        SUCCESS: (200, paid_event(funded, prompt, RATIO)),
+        "replay of an idempotency key": (200, paid_event(funded, prompt, RATIO, key)),
+        "400, no prompt": (400, paid_event(funded, "", RATIO)),
+        "401, misspelt key": (401, paid_event(f"{funded}x", prompt, RATIO)),
         "401, unknown key": (401, paid_event(new_key("bench"), prompt, RATIO)),
-        "402, no credits": (402, paid_event(poor, prompt, RATIO)),
-        "refund, the model refuses": (500, paid_event(good, "[fail:safety]", RATIO)),
+        "402, no credits": (402, paid_event(empty, prompt, RATIO)),
+        "refund, the model refuses": (500, paid_event(funded, "[fail:safety]", RATIO)),
     }
     found = {}
-    with calling(reach.over_wires, good) as caller:
-        caller.expect(402, paid_event(poor, prompt, RATIO))
-        for kind, (status, event) in kinds.items():
-            caller.expect(status, event)
-            before = _counts(reach)
-            caller.expect(status, event)
-            found[kind] = _counts(reach) - before
+    with configured(servers.environment), _counting() as counts:
+        expect(*requests["402, no credits"])
+        for kind, (status, event) in requests.items():
+            expect(status, event)
+            counts.clear()
+            expect(status, event)
+            found[kind] = counts.copy()
     return found
 
 
-def _counts(reach: Reach) -> Counter[str]:
-    return sum((counts_at(url) for url in reach.wires), Counter[str]())
+@contextmanager
+def _counting() -> Iterator[Counter[str]]:
+    """Counts every HTTP request of boto3 and of the model's client, retries included."""
+    counts = Counter[str]()
+    send, call_model = URLLib3Session.send, BoundedTransport.handle_request
+
+    def counted_send(session: URLLib3Session, request: AWSPreparedRequest) -> AWSResponse:
+        target = request.headers.get("X-Amz-Target", b"")
+        operation = target.decode() if isinstance(target, bytes) else target
+        counts[operation.rpartition(".")[2] or f"{request.method.capitalize()}Object"] += 1
+        return send(session, request)
+
+    def counted_call(transport: BoundedTransport, request: httpx2.Request) -> httpx2.Response:
+        counts["generateContent"] += 1
+        return call_model(transport, request)
+
+    with (
+        patch.object(URLLib3Session, "send", counted_send),
+        patch.object(BoundedTransport, "handle_request", counted_call),
+    ):
+        yield counts
 
 
 def report(trips: Trips) -> Iterator[str]:
     """The section of the results."""
-    yield from (
-        "## Round trips",
-        "",
-        "Counted on the wire, of a warm function, one after the other.",
+    yield from section(
+        "Round trips",
+        "HTTP requests of a warm function, one after the other, counted at its clients.",
+        f"Target for a success: {SUCCESS_TARGET}.",
     )
-    yield f"Target for a success: {SUCCESS_TARGET}."
-    yield ""
-    yield from table(
-        ("request", "round trips", "which"),
-        (
-            (
-                kind,
-                f"**{sum(calls.values())}**",
-                ", ".join(
-                    f"{name} x {count}" if count > 1 else name for name, count in calls.items()
-                )
-                or "none",
-            )
-            for kind, calls in trips.items()
-        ),
-    )
+    rows = []
+    for kind, calls in trips.items():
+        names = [f"{name} x {times}" if times > 1 else name for name, times in calls.items()]
+        rows.append((kind, f"**{calls.total()}**", ", ".join(names) or "none"))
+    yield from table(("request", "round trips", "calls"), rows)

@@ -29,10 +29,8 @@ __all__ = [
     "checkov",
     "dynamodb_local",
     "emulator",
-    "install_litellm",
     "install_pip_audit",
     "java",
-    "litellm",
     "make_environment",
     "packages",
     "pip_audit",
@@ -137,27 +135,6 @@ def install_pip_audit() -> None:
         _install(_pip_audit(), _make_pip_audit)
 
 
-def litellm() -> Path:
-    """The ``litellm`` command, in an environment of its own; ``install_litellm`` makes it.
-
-    Raises:
-        ToolMissingError
-    """
-    return _installed(_litellm(), "python -m infra.bench.litellm") / "bin" / "litellm"
-
-
-def install_litellm() -> None:
-    """Installs the proxy, some 740 MB, unless it is there: ``make verify`` does without it.
-
-    Raises:
-        ToolMissingError
-    """
-    try:
-        _install(_litellm(), _make_litellm)
-    except ToolMissingError as fault:
-        raise ToolMissingError("LiteLLM's proxy can not be installed on this machine") from fault
-
-
 def axe() -> Path:
     """The script of axe-core.
 
@@ -250,10 +227,6 @@ def _pip_audit() -> Path:
     return TOOLS / f"pip-audit-{_digest('advisories.txt')}"
 
 
-def _litellm() -> Path:
-    return TOOLS / f"litellm-{_digest('litellm.txt')}"
-
-
 def _axe() -> Path:
     return TOOLS / f"axe-core-{AXE_VERSION}"
 
@@ -330,10 +303,6 @@ def _make_schemathesis(goal: Path) -> None:
 
 def _make_pip_audit(goal: Path) -> None:
     make_environment(goal, "advisories.txt")
-
-
-def _make_litellm(goal: Path) -> None:
-    make_environment(goal, "litellm.txt")
 
 
 def _make_axe(goal: Path) -> None:
