@@ -75,8 +75,8 @@ def report(measured: Quantities) -> Iterator[str]:
     lines = bill(measured)
     yield from section(
         "Cost of 1,000 images",
-        f"Prices of the [guide](../docs/{GUIDE.name}#cost). The model takes its published median of",
-        f"{MODEL_S} s; the measured CPU is divided by Lambda's share of a processor.",
+        f"Prices of the [guide](../docs/{GUIDE.name}#cost). The model takes its published median",
+        f"of {MODEL_S} s; the measured CPU is divided by Lambda's share of a processor.",
     )
     rows = []
     for line in lines:
