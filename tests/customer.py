@@ -1,25 +1,30 @@
 """A customer of the service, and what they see of it: requests over a socket, answers, pictures."""
 
 import base64
+import gc
 import http.client
 import io
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
+from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
+from handlers.dependencies import Dependencies
 from infra.local.gemini_stand_in import Answer as ModelAnswer
 from infra.local.gemini_stand_in import Received
 from infra.local.stack import LocalStack
+from lib.settings import Settings
 from tests.stacks import new_stack
 
 __all__ = [
@@ -31,9 +36,9 @@ __all__ = [
     "RATIOS",
     "SENTENCE",
     "TEXT",
-    "Answer",
     "Customer",
     "Headers",
+    "Reply",
     "T",
     "assert_bad_request",
     "assert_rate_limited",
@@ -44,9 +49,11 @@ __all__ = [
     "fetch",
     "full_bucket",
     "invoke",
+    "ledger_unreachable",
     "model",
     "model_says",
     "picture_at",
+    "plain_answer",
     "plain_picture",
     "positive",
     "prompt_of",
@@ -69,7 +76,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """A response, read to its end; header names in lower case."""
 
     status: int
@@ -85,7 +92,7 @@ def fetch(
     method: str = "GET",
     body: bytes | None = None,
     headers: Headers | list[tuple[str, str]] | None = None,
-) -> Answer:
+) -> Reply:
     address = urlsplit(url)
     pairs = list(headers.items()) if isinstance(headers, Mapping) else headers or []
     connection = http.client.HTTPConnection(address.netloc, timeout=40)
@@ -98,7 +105,7 @@ def fetch(
         connection.endheaders(body)
         response = connection.getresponse()
         received = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, received, response.read())
+        return Reply(response.status, received, response.read())
     finally:
         connection.close()
 
@@ -115,11 +122,11 @@ class Customer:
 
     def generate(
         self, prompt: str = "A fox", *, idempotency_key: str = "", **fields: object
-    ) -> Answer:
+    ) -> Reply:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
 
-    def post(self, body: bytes, form: str = TEXT, headers: Headers | None = None) -> Answer:
+    def post(self, body: bytes, form: str = TEXT, headers: Headers | None = None) -> Reply:
         all_headers = {"Authorization": f"Bearer {self.key}", "Content-Type": form} | (
             dict(headers) if headers else {}
         )
@@ -134,18 +141,18 @@ class Customer:
         idempotency_key: str = "",
         prefer: str = "respond-async",
         **fields: object,
-    ) -> Answer:
+    ) -> Reply:
         """Asks for a generation, and not to be kept waiting for it."""
         headers = {"Prefer": prefer}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
         return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
 
-    def get(self, target: str) -> Answer:
+    def get(self, target: str) -> Reply:
         """What this customer reads there."""
         return fetch(self.stack.url + target, headers={"Authorization": f"Bearer {self.key}"})
 
-    def ending(self, accepted: Answer) -> Any:
+    def ending(self, accepted: Reply) -> Any:
         """The accepted generation, once it is not reserved any more."""
         read = until(
             lambda: self.get(accepted.headers["location"]),
@@ -159,7 +166,7 @@ class Customer:
         found: list[Any] = self.get(GENERATIONS).json()["generations"]
         return found
 
-    def invoke(self, body: object, *, is_base64: bool, headers: Headers | None = None) -> Answer:
+    def invoke(self, body: object, *, is_base64: bool, headers: Headers | None = None) -> Reply:
         """The answer to an event that no gateway on a socket would make."""
         own = {"authorization": f"Bearer {self.key}", "content-type": TEXT}
         event = event_of(body, is_base64=is_base64, headers=own | dict(headers or {}))
@@ -245,14 +252,14 @@ def event_of(body: object, *, is_base64: bool, headers: Headers) -> dict[str, ob
     }
 
 
-def invoke(stack: LocalStack, event: dict[str, object]) -> Answer:
+def invoke(stack: LocalStack, event: dict[str, object]) -> Reply:
     result: Any = stack.invoke("GenerateFunction", event)
     assert result.get("isBase64Encoded", False) is False
     headers = {name.lower(): str(value) for name, value in result["headers"].items()}
-    return Answer(result["statusCode"], headers, result["body"].encode())
+    return Reply(result["statusCode"], headers, result["body"].encode())
 
 
-def assert_well_formed(answer: Answer) -> None:
+def assert_well_formed(answer: Reply) -> None:
     """What holds for every answer of the paid route."""
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-request-id"].strip()
@@ -267,7 +274,7 @@ def assert_well_formed(answer: Answer) -> None:
         assert SNAKE_CASE.fullmatch(answer.headers["x-error-code"]), answer
 
 
-def assert_bad_request(answer: Answer, *words: str) -> None:
+def assert_bad_request(answer: Reply, *words: str) -> None:
     """A 400 whose body is one sentence that contains ``words``, and nothing else."""
     assert answer.status == 400, answer
     assert set(answer.json()) == {"error"}
@@ -335,7 +342,7 @@ def prompts_sent(stack: LocalStack) -> list[str]:
     return [prompt_of(request) for request in stack.stand_in.requests]
 
 
-def assert_replayed(answer: Answer, first: Answer) -> None:
+def assert_replayed(answer: Reply, first: Reply) -> None:
     assert answer.status == 200, answer
     assert answer.json() == first.json()
     assert answer.headers["idempotent-replayed"] == "true"
@@ -352,7 +359,7 @@ def within_one_minute(act: Callable[[], T]) -> T:
     raise AssertionError("no run fits into a minute")
 
 
-def assert_rate_limited(answer: Answer, limit: int) -> None:
+def assert_rate_limited(answer: Reply, limit: int) -> None:
     assert answer.status == 429, answer
     assert set(answer.json()) == {"error"}
     assert SENTENCE.fullmatch(answer.json()["error"]), answer
@@ -392,7 +399,7 @@ def scripted_stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
 
 @contextmanager
 def full_bucket(stack: LocalStack) -> Iterator[None]:
-    """While the block runs, the bucket takes no picture."""
+    """The bucket refuses every picture inside the block."""
     statement = {
         "Effect": "Deny",
         "Principal": "*",
@@ -406,6 +413,19 @@ def full_bucket(stack: LocalStack) -> Iterator[None]:
         yield
     finally:
         bucket.delete_bucket_policy(Bucket=stack.bucket)
+
+
+@contextmanager
+def ledger_unreachable(module: ModuleType) -> Iterator[None]:
+    """The handler of ``module``, in this process, uses a table that does not exist."""
+    settings = replace(Settings.from_environment(), credits_table="no-such-table")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "dependencies", cache(lambda: Dependencies(settings)))
+        yield
+    # On Lambda the process ends, and its idle connections with it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def until(look: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:

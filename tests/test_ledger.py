@@ -17,12 +17,12 @@ from lib.ledger.ledger import ReservationGone
 from lib.ledger.order import Order
 from lib.ledger.rows import Generation, Grant, Status
 from lib.picture.aspect_ratio import AspectRatio
-from tests.world import Call, Fault, NewWorld, Wire, World
+from tests.world import Call, Fault, Network, NewWorld, World
 
 
-def reserve(world: World, wire: Wire | None = None, order: Order | None = None) -> Generation:
+def reserve(world: World, network: Network | None = None, order: Order | None = None) -> Generation:
     """One reservation, as a request makes it."""
-    return world.process(wire).ledger.reserve(
+    return world.process(network).ledger.reserve(
         order or world.order(), lambda ms: f"generated/gemini/{ms}.png", world.deadline()
     )
 
@@ -72,7 +72,7 @@ def test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again(
     new_world: NewWorld,
 ) -> None:
     world = new_world()
-    reserved = reserve(world, Wire(0, Fault.RESPONSE_LOST))
+    reserved = reserve(world, Network(0, Fault.RESPONSE_LOST))
     assert world.balance() == 95
     assert world.generations() == [reserved]
 
@@ -80,9 +80,9 @@ def test_a_debit_whose_answer_was_lost_is_recognised_and_not_made_again(
 def test_conflicts_past_the_deadline_are_a_429_and_nothing_was_debited(new_world: NewWorld) -> None:
     world = new_world()
 
-    class Contended(Wire):
+    class Contended(Network):
         def call(self, call: Call, effect: Callable[[], object]) -> object:
-            return Wire(0, Fault.CONFLICT).call(call, effect)
+            return Network(0, Fault.CONFLICT).call(call, effect)
 
     with pytest.raises(Busy) as refused:
         reserve(world, Contended())
@@ -95,14 +95,14 @@ def test_conflicts_past_the_deadline_are_a_429_and_nothing_was_debited(new_world
 def test_an_outage_before_the_debit_is_an_honest_500(new_world: NewWorld) -> None:
     world = new_world()
     with pytest.raises(ServiceUnavailable):
-        reserve(world, Wire(0, Fault.OUTAGE))
+        reserve(world, Network(0, Fault.OUTAGE))
     assert world.balance() == 100
 
 
 def test_a_debit_that_nobody_heard_of_comes_back_with_the_reconciler(new_world: NewWorld) -> None:
     world = new_world()
     with pytest.raises(ServiceUnavailable):
-        reserve(world, Wire(0, Fault.LOST_THEN_OUTAGE))
+        reserve(world, Network(0, Fault.LOST_THEN_OUTAGE))
     assert world.balance() == 95
     world.settle_down()
     assert world.balance() == 100

@@ -7,7 +7,7 @@ import pytest
 
 from lib.errors import ContentRejected, ModelUnavailable
 from lib.observability import describe_fault
-from tests.world import Fault, NewWorld, Wire, World
+from tests.world import Fault, Network, NewWorld, World
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_failure_is_counted_by_its_code_and_as_a_refund(
 def test_a_refund_that_fails_is_counted_and_answered_all_the_same(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refund_is_down = world.process(Wire(2, Fault.OUTAGE), ModelUnavailable())
+    refund_is_down = world.process(Network(2, Fault.OUTAGE), ModelUnavailable())
     assert isinstance(world.request(refund_is_down), ModelUnavailable)
     totals, _ = metrics(capsys)
     assert totals["RefundFailures"] == [1.0]
@@ -56,7 +56,7 @@ def test_a_refund_that_fails_is_counted_and_answered_all_the_same(
 def test_a_settle_that_goes_unheard_is_counted(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.request(world.process(Wire(3, Fault.OUTAGE)))
+    world.request(world.process(Network(3, Fault.OUTAGE)))
     (line,) = metrics(capsys)
     assert line["SettlesLeftToReconciler"] == [1.0]
 

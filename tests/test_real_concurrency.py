@@ -1,7 +1,7 @@
 """Many clients at once, on a DynamoDB that is atomic under threads: the figures are exact.
 
 DynamoDB Local never answers ``TransactionConflict`` and never loses a response, as DynamoDB may.
-So everything runs twice: on a calm wire, and on one that does both to every tenth call.
+So everything runs twice: on a calm network, and on one that does both to every tenth call.
 """
 
 import json
@@ -61,7 +61,7 @@ PICTURE = small_picture(AspectRatio.SQUARE)
 
 
 class StormyClient:
-    """A DynamoDB client on a bad wire: conflicts before the effect, lost responses after it."""
+    """A DynamoDB client on a bad network: conflicts before the effect, lost responses after it."""
 
     def __init__(self, client: Any, chance: random.Random) -> None:
         self._client = client
@@ -110,10 +110,10 @@ class Service:
     """The rooms behind all clients of a test, in the table of its world."""
 
     def __init__(
-        self, world: World, wire: str, dynamodb: Any, seed: int, overloaded_percent: int = 0
+        self, world: World, network: str, dynamodb: Any, seed: int, overloaded_percent: int = 0
     ) -> None:
         self.world = world
-        self.wire = wire
+        self.network = network
         table = Table(dynamodb, world.table)
         self.ledger = Ledger(table)
         self.accounts = Accounts(table)
@@ -209,7 +209,7 @@ NewService = Callable[..., Service]
 def new_service(
     request: pytest.FixtureRequest, real_engine: Engine, seed: int
 ) -> Iterator[NewService]:
-    """Makes the service of a new organisation with so many credits, on each wire in turn."""
+    """Makes the service of a new organisation with so many credits, on each network in turn."""
     storm = StormyClient(real_engine.dynamodb, _chance(seed))
     with World(real_engine, credits_=0, rate_limit=NO_LIMIT) as world:
 
@@ -407,7 +407,7 @@ def test_after_a_storm_of_everything_at_once_no_credit_is_missing(
 
     assert service.world.violations() == []
     done = ", ".join(f"{number} {name}" for name, number in sorted(storm.done.items()))
-    report(f"real storm, {service.wire} wire, 32 clients: {done}; 0 violations; SEED={seed}")
+    report(f"real storm, {service.network} network, 32 clients: {done}; 0 violations; SEED={seed}")
 
 
 class Storm:

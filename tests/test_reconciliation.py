@@ -4,7 +4,7 @@ import pytest
 
 from lib.ledger.reconciliation import Reconciled
 from lib.ledger.rows import Status
-from tests.world import Call, Fault, NewWorld, Wire, World
+from tests.world import Call, Fault, Network, NewWorld, World
 
 # The calls of a request in a minute that has begun: reserve, generate, put, settle.
 MODEL, PUT, SETTLE = 1, 2, 3
@@ -21,7 +21,7 @@ def world(new_world: NewWorld) -> World:
 def abandon(world: World, before: int) -> None:
     """A request that is killed before its call number ``before``."""
     world.clock.sleep(0.01)
-    assert world.request(world.process(Wire(before, Fault.KILLED_BEFORE))) is None
+    assert world.request(world.process(Network(before, Fault.KILLED_BEFORE))) is None
 
 
 def statuses(world: World) -> list[Status]:
@@ -118,10 +118,10 @@ def test_a_row_that_makes_no_sense_does_not_stop_the_others(world: World) -> Non
 def test_without_the_store_nothing_is_decided_and_the_next_run_does_it(world: World) -> None:
     abandon(world, SETTLE)
     world.let_leases_pass()
-    down = world.process(Wire(4, Fault.OUTAGE))
-    assert [call.service for call in down.wire.calls] == []
+    down = world.process(Network(4, Fault.OUTAGE))
+    assert [call.service for call in down.network.calls] == []
     assert world.reconcile(down) == Reconciled(failed=1)
-    assert down.wire.calls[4].service == "s3"
+    assert down.network.calls[4].service == "s3"
     assert world.reconcile(world.process()) == Reconciled(settled=1)
 
 
@@ -134,7 +134,7 @@ def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) ->
     def takes_a_while(_call: Call) -> None:
         world.clock.sleep(0.01)
 
-    first = world.reconcile(world.process(Wire(before_each=takes_a_while)), ends_after_s=0.6)
+    first = world.reconcile(world.process(Network(before_each=takes_a_while)), ends_after_s=0.6)
     assert first is not None
     assert 0 < first.refunded < 30
     assert first.left > 0

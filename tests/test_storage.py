@@ -4,13 +4,13 @@ import pytest
 
 from lib.errors import StorageFailed
 from lib.picture.storage import Images, StorageUnreachable
-from tests.world import Call, Fault, NewWorld, Wire, World
+from tests.world import Call, Fault, Network, NewWorld, World
 
 KEY = "generated/gemini/acme/1700000000000.png"
 
 
-def images(world: World, wire: Wire | None = None) -> Images:
-    return world.process(wire).images
+def images(world: World, network: Network | None = None) -> Images:
+    return world.process(network).images
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def test_an_image_is_a_png_that_may_be_cached_for_ever(world: World) -> None:
 
 
 def test_a_success_that_was_not_heard_is_recognised_on_the_second_try(world: World) -> None:
-    wire = Wire(0, Fault.RESPONSE_LOST)
-    images(world, wire).put(KEY, b"bytes", "attempt-1", world.deadline())
-    assert [call.operation for call in wire.calls] == ["put_object", "put_object", "head_object"]
+    network = Network(0, Fault.RESPONSE_LOST)
+    images(world, network).put(KEY, b"bytes", "attempt-1", world.deadline())
+    assert [call.operation for call in network.calls] == ["put_object", "put_object", "head_object"]
 
 
 def test_an_image_of_another_attempt_is_never_overwritten(world: World) -> None:
@@ -46,22 +46,22 @@ def test_an_image_of_another_attempt_is_never_overwritten(world: World) -> None:
 
 
 def test_a_store_that_throttles_once_is_asked_again(world: World) -> None:
-    images(world, Wire(0, Fault.THROTTLED)).put(KEY, b"bytes", "attempt-1", world.deadline())
+    images(world, Network(0, Fault.THROTTLED)).put(KEY, b"bytes", "attempt-1", world.deadline())
     assert images(world).read(KEY) is not None
 
 
 def test_a_store_that_is_down_is_a_failure_after_a_few_tries(world: World) -> None:
-    wire = Wire(0, Fault.OUTAGE)
+    network = Network(0, Fault.OUTAGE)
     with pytest.raises(StorageFailed):
-        images(world, wire).put(KEY, b"bytes", "attempt-1", world.deadline())
-    assert wire.calls == [Call("s3", "put_object")] * 3
+        images(world, network).put(KEY, b"bytes", "attempt-1", world.deadline())
+    assert network.calls == [Call("s3", "put_object")] * 3
 
 
 def test_without_time_for_another_try_the_refund_comes_first(world: World) -> None:
-    wire = Wire(0, Fault.OUTAGE)
+    network = Network(0, Fault.OUTAGE)
     with pytest.raises(StorageFailed):
-        images(world, wire).put(KEY, b"bytes", "attempt-1", world.deadline(3))
-    assert len(wire.calls) == 1
+        images(world, network).put(KEY, b"bytes", "attempt-1", world.deadline(3))
+    assert len(network.calls) == 1
 
 
 def test_a_missing_image_is_nothing_and_deleting_it_is_harmless(world: World) -> None:
@@ -71,15 +71,15 @@ def test_a_missing_image_is_nothing_and_deleting_it_is_harmless(world: World) ->
 
 def test_a_store_that_is_down_is_told_from_an_image_that_is_not_there(world: World) -> None:
     with pytest.raises(StorageUnreachable):
-        images(world, Wire(0, Fault.OUTAGE)).read(KEY)
+        images(world, Network(0, Fault.OUTAGE)).read(KEY)
     with pytest.raises(StorageUnreachable):
-        images(world, Wire(0, Fault.OUTAGE)).delete(KEY)
+        images(world, Network(0, Fault.OUTAGE)).delete(KEY)
 
 
 def test_half_an_image_is_no_image_and_no_answer(world: World) -> None:
     images(world).put(KEY, b"bytes", "attempt-1", world.deadline())
     with pytest.raises(StorageUnreachable):
-        images(world, Wire(0, Fault.BODY_CUT)).read(KEY)
+        images(world, Network(0, Fault.BODY_CUT)).read(KEY)
 
 
 def test_a_bucket_that_is_not_there_is_not_a_missing_image(world: World) -> None:
