@@ -96,8 +96,9 @@ def fetch(
     address = urlsplit(url)
     pairs = list(headers.items()) if isinstance(headers, Mapping) else headers or []
     connection = http.client.HTTPConnection(address.netloc, timeout=40)
+    named = {name.lower() for name, _ in pairs}
     try:
-        connection.putrequest(method, url.partition(address.netloc)[2])
+        connection.putrequest(method, url.partition(address.netloc)[2], skip_host="host" in named)
         for name, value in pairs:
             connection.putheader(name, value.encode("latin-1"))
         if body is not None:
@@ -111,7 +112,7 @@ def fetch(
 
 
 class Customer:
-    """An organisation of its own, so that tests don't spend each other's credits."""
+    """A new organisation, so that tests do not share credits."""
 
     _numbers = count(1)
 
@@ -142,18 +143,18 @@ class Customer:
         prefer: str = "respond-async",
         **fields: object,
     ) -> Reply:
-        """Asks for a generation, and not to be kept waiting for it."""
+        """Requests an asynchronous generation."""
         headers = {"Prefer": prefer}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
         return self.post(json.dumps({"prompt": prompt, **fields}).encode(), headers=headers)
 
     def get(self, target: str) -> Reply:
-        """What this customer reads there."""
+        """The response to a GET with this customer's key."""
         return fetch(self.stack.url + target, headers={"Authorization": f"Bearer {self.key}"})
 
     def ending(self, accepted: Reply) -> Any:
-        """The accepted generation, once it is not reserved any more."""
+        """The accepted generation once it has ended."""
         read = until(
             lambda: self.get(accepted.headers["location"]),
             lambda answer: answer.json()["status"] != "reserved",
@@ -167,7 +168,7 @@ class Customer:
         return found
 
     def invoke(self, body: object, *, is_base64: bool, headers: Headers | None = None) -> Reply:
-        """The answer to an event that no gateway on a socket would make."""
+        """The response to an event that no HTTP client could cause."""
         own = {"authorization": f"Bearer {self.key}", "content-type": TEXT}
         event = event_of(body, is_base64=is_base64, headers=own | dict(headers or {}))
         answer = invoke(self.stack, event)
@@ -181,14 +182,14 @@ class Customer:
         return credits_
 
     def stored(self) -> list[str]:
-        """The key of everything that was ever put, once for each time."""
+        """The key of every object version that was ever put."""
         prefix = f"generated/gemini/{self.organisation}/"
         bucket = self.stack.aws.client("s3")
         listing = bucket.list_object_versions(Bucket=self.stack.bucket, Prefix=prefix)
         return [version["Key"] for version in listing.get("Versions", [])]
 
     def change_row(self, sort_key: str, change: str, value: int) -> None:
-        """Changes a row of the table, where a test can't wait for time to do it."""
+        """Changes a row of the table directly, to simulate the passing of time."""
         self.stack.aws.client("dynamodb").update_item(
             TableName=self.stack.table,
             Key={"pk": {"S": f"ORG#{self.organisation}"}, "sk": {"S": sort_key}},
@@ -215,7 +216,7 @@ class Customer:
 
 @pytest.fixture
 def customer(stack: LocalStack) -> Iterator[Customer]:
-    """A new organisation with 100 credits, on the stack of the test's own file."""
+    """A new organisation with 100 credits, on the stack of the test's module."""
     own = Customer(stack)
     yield own
     own.leave()
@@ -260,7 +261,7 @@ def invoke(stack: LocalStack, event: dict[str, object]) -> Reply:
 
 
 def assert_well_formed(answer: Reply) -> None:
-    """What holds for every answer of the paid route."""
+    """Checks what every response of the paid route has in common."""
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-request-id"].strip()
     succeeded = answer.status in {200, 202}
@@ -275,7 +276,7 @@ def assert_well_formed(answer: Reply) -> None:
 
 
 def assert_bad_request(answer: Reply, *words: str) -> None:
-    """A 400 whose body is one sentence that contains ``words``, and nothing else."""
+    """A 400 whose body is one sentence that contains ``words``."""
     assert answer.status == 400, answer
     assert set(answer.json()) == {"error"}
     assert SENTENCE.fullmatch(answer.json()["error"]), answer
@@ -292,7 +293,7 @@ def picture_at(url: str) -> Image.Image:
 
 
 def positive(text: str) -> int:
-    """The value of a Retry-After that a client can use: whole seconds, at least one."""
+    """The whole seconds of a Retry-After, at least 1."""
     assert re.fullmatch(r"[1-9]\d*", text), text
     return int(text)
 
@@ -319,7 +320,7 @@ def prompt_of(request: Received) -> str:
 
 
 def plain_picture(request: Received) -> ModelAnswer | None:
-    """One colour in the ratio asked for; directives in the prompt are left to the stand-in."""
+    """One colour in the requested ratio; directives in the prompt are left to the stand-in."""
     if re.search(r"\[(fail|slow):", prompt_of(request)):
         return None
     assert isinstance(request.body, dict)
@@ -328,7 +329,7 @@ def plain_picture(request: Received) -> ModelAnswer | None:
 
 @contextmanager
 def model(stack: LocalStack, script: Callable[[Received], ModelAnswer | None]) -> Iterator[None]:
-    """The model answers with ``script`` for a while."""
+    """The model answers with ``script`` inside the block."""
     assert stack.stand_in is not None
     stack.stand_in.answer_with(script)
     try:
@@ -350,13 +351,13 @@ def assert_replayed(answer: Reply, first: Reply) -> None:
 
 
 def within_one_minute(act: Callable[[], T]) -> T:
-    """What ``act`` returns, from a run into which no change of minute fell."""
+    """What ``act`` returns in a run within one minute."""
     for _ in range(3):
         minute = time.time() // 60
         result = act()
         if time.time() // 60 == minute:
             return result
-    raise AssertionError("no run fits into a minute")
+    raise AssertionError("no run fits into one minute")
 
 
 def assert_rate_limited(answer: Reply, limit: int) -> None:
@@ -390,7 +391,7 @@ def scripted_stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with new_stack(request) as running:
         assert running.stand_in is not None
         running.stand_in.answer_with(plain_picture)
-        # Every object that was ever put stays visible to Customer.stored.
+        # Customer.stored lists every object that was ever put.
         running.aws.client("s3").put_bucket_versioning(
             Bucket=running.bucket, VersioningConfiguration={"Status": "Enabled"}
         )
@@ -428,10 +429,10 @@ def ledger_unreachable(module: ModuleType) -> Iterator[None]:
         gc.collect()
 
 
-def until(look: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:
-    """What ``look`` sees once it is good; fails when that takes too long."""
+def until(read: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:
+    """The first value of ``read`` that is good; fails after ``within_s`` seconds."""
     ends_at = time.monotonic() + within_s
-    while not good(seen := look()):
-        assert time.monotonic() < ends_at, seen
+    while not good(found := read()):
+        assert time.monotonic() < ends_at, found
         time.sleep(0.05)
-    return seen
+    return found
