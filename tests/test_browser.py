@@ -143,9 +143,7 @@ def visitor(browser: webdriver.Chrome, stack: LocalStack) -> Iterator[Visitor]:
 
 def test_a_prompt_becomes_a_picture_of_the_chosen_shape(visitor: Visitor) -> None:
     key = visitor.stack.open_account("painter", 100)
-
     visitor.ask("A hut in the snow", key, ratio="16:9")
-
     line = visitor.status("good")
     width, height = visitor.picture()
     assert width / height == pytest.approx(16 / 9, rel=0.02)
@@ -156,7 +154,6 @@ def test_a_prompt_becomes_a_picture_of_the_chosen_shape(visitor: Visitor) -> Non
 
 def test_a_clock_runs_while_gemini_draws(visitor: Visitor) -> None:
     visitor.ask("A hut [slow:1.5]")
-
     seen = set()
     ends_at = time.monotonic() + 1.2
     while time.monotonic() < ends_at:
@@ -169,9 +166,7 @@ def test_a_clock_runs_while_gemini_draws(visitor: Visitor) -> None:
 def test_the_request_is_shown_as_a_curl_command_without_the_key(visitor: Visitor) -> None:
     visitor.ask("It's a 'quoted' hut", ratio="9:16")
     visitor.status("good")
-
     shown = visitor.find("#curl").get_attribute("textContent") or ""
-
     assert visitor.stack.api_key not in shown
     assert f"curl -sS {visitor.stack.url}/api/v1/models/gemini/generate" in shown
     assert '"aspectRatio":"9:16"' in shown
@@ -180,9 +175,7 @@ def test_the_request_is_shown_as_a_curl_command_without_the_key(visitor: Visitor
 
 def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> None:
     key = visitor.stack.open_account("refused", 100)
-
     visitor.ask("A hut [fail:safety]", key)
-
     line = visitor.status("bad")
     assert "Content policy violation" in line
     assert "The credits are back" in line
@@ -192,7 +185,6 @@ def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> N
 
 def test_an_empty_account_shows_the_missing_credits(visitor: Visitor) -> None:
     visitor.ask("A hut", visitor.stack.open_account("empty", 3))
-
     line = visitor.status("bad")
     assert "3 of the 5" in line
     assert "Nothing was charged" in line
@@ -200,14 +192,12 @@ def test_an_empty_account_shows_the_missing_credits(visitor: Visitor) -> None:
 
 def test_a_wrong_key_has_its_own_message(visitor: Visitor) -> None:
     visitor.ask("A hut", "gg_unknown_not-a-key")
-
     assert "This key doesn't open the door" in visitor.status("bad")
 
 
 def test_without_a_key_no_request_is_sent_and_the_field_gets_focus(visitor: Visitor) -> None:
     visitor.find("#prompt").send_keys("A hut")
     visitor.find("#go").click()
-
     assert visitor.status("bad") == "Paste an API key first."
     assert visitor.driver.switch_to.active_element == visitor.find("#key")
 
@@ -217,7 +207,6 @@ def test_the_latest_pictures_are_shown_as_thumbnails(visitor: Visitor) -> None:
     for prompt in ("First", "Second"):
         visitor.ask(prompt, key)
         visitor.status("good")
-
     WebDriverWait(visitor.driver, PATIENCE_S).until(
         lambda driver: len(driver.find_elements(By.CSS_SELECTOR, "#strip img")) == 2
     )
@@ -228,7 +217,6 @@ def test_the_latest_pictures_are_shown_as_thumbnails(visitor: Visitor) -> None:
 def test_the_key_is_kept_in_the_tab_only(visitor: Visitor) -> None:
     visitor.ask("A hut")
     visitor.status("good")
-
     visitor.driver.refresh()
     assert visitor.find("#key").get_attribute("value") == visitor.stack.api_key
     visitor.driver.switch_to.new_window("tab")
@@ -244,7 +232,6 @@ def test_everything_can_be_done_with_the_keyboard_alone(visitor: Visitor) -> Non
     visitor.find("#key").click()
     chain.send_keys(visitor.stack.api_key, Keys.TAB, "A hut", Keys.TAB)
     chain.send_keys(Keys.ARROW_RIGHT, Keys.TAB, Keys.ENTER).perform()
-
     visitor.status("good")
     width, height = visitor.picture()
     assert width / height == pytest.approx(2 / 3, rel=0.03)

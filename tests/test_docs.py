@@ -66,7 +66,6 @@ def test_its_policy_allows_its_own_script_and_styles_and_nothing_else(
 
 def test_it_loads_nothing_from_another_host(page: str, stack: LocalStack) -> None:
     addresses = set(re.findall(r"https?://[^\s\"'<&`$]+", page))
-
     strangers = {address for address in addresses if not address.startswith(stack.url)}
     assert strangers == {"http://www.w3.org/2000/svg"}, "SVG's namespace, which is not fetched"
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=\"(?!data:)", page)
@@ -92,7 +91,6 @@ def test_it_offers_the_ten_ratios_drawn_to_scale(page: str) -> None:
     choices = re.findall(
         r'name="ratio" value="([\d:]+)"( checked)?>.*?width="([\d.]+)" height="([\d.]+)" rx', page
     )
-
     assert [ratio for ratio, *_ in choices] == [ratio.value for ratio in AspectRatio]
     assert [ratio for ratio, checked, *_ in choices if checked] == ["1:1"]
     for ratio, _, width, height in choices:
@@ -102,7 +100,6 @@ def test_it_offers_the_ten_ratios_drawn_to_scale(page: str) -> None:
 
 def test_a_script_in_the_host_header_is_escaped(stack: LocalStack) -> None:
     page = fetch(f"{stack.url}/", headers={"Host": "a<script>alert(1)</script>"}).body.decode()
-
     assert "<script>alert" not in page
 
 
@@ -129,13 +126,11 @@ def run(command: list[str], stack: LocalStack, text: str | None = None) -> str:
 @pytest.mark.real
 def test_the_curl_example_makes_an_image(page: str, stack: LocalStack) -> None:
     answer = json.loads(run(["/bin/sh", "-euc", examples(page)["curl"]], stack))
-
     assert answer["imageUrl"].startswith(stack.url)
 
 
 def test_the_python_example_makes_an_image(page: str, stack: LocalStack) -> None:
     printed = run([sys.executable, "-"], stack, examples(page)["python"])
-
     assert printed.startswith(stack.url)
     assert printed.endswith(".png")
 
@@ -145,6 +140,5 @@ def test_the_javascript_example_waits_for_an_image(page: str, stack: LocalStack)
     node = shutil.which("node")
     assert node is not None, "npm, which `make verify` needs, brings it"
     printed = run([node, "--input-type=module", "-"], stack, examples(page)["javascript"])
-
     assert printed.startswith(stack.url)
     assert printed.endswith(".png")

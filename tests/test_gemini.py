@@ -131,14 +131,12 @@ def test_a_failure_ends_as_its_error_after_its_number_of_requests(
 ) -> None:
     kind, requests = OUTCOMES[name]
     prompt = f"Outcome of [fail:{name}]"
-
     if issubclass(kind, GenerationFailed):
         with pytest.raises(GenerationFailed) as failed:
             draw(make(), prompt)
         assert type(failed.value) is kind
     else:
         assert draw(make(), prompt)
-
     assert prompts(google).count(prompt) == requests
     assert google.requests_elsewhere == []
 
@@ -155,7 +153,6 @@ def test_the_last_non_thought_image_part_is_returned_byte_for_byte(
         {"inlineData": {"mimeType": "image/png", "data": ""}},
     )
     google.answer_with(lambda _: answer_of(*parts))
-
     assert draw(make()) == b"\x89PNG: the last"
 
 
@@ -192,7 +189,6 @@ def test_an_old_model_gets_the_ratio_in_the_prompt_and_an_unknown_one_an_image_c
     assert draw(make(model="gemini-2.0-flash-preview-image-generation"), "A red fox")
     assert prompts(google)[-1].startswith("A red fox\n\n")
     assert "16:9" in prompts(google)[-1]
-
     assert draw(make(model="gemini-9-image"), "A red fox")
     assert '"imageConfig": {"aspectRatio": "16:9"}' in json.dumps(google.requests[-1].body)
 
@@ -236,7 +232,6 @@ def eventually(condition: Callable[[], bool]) -> bool:
 def test_after_the_deadline_no_request_is_sent(make: Make, google: GeminiStandIn) -> None:
     with pytest.raises(ModelTimedOut):
         draw(make(), "Passed already", 0)
-
     assert "Passed already" not in prompts(google)
 
 
@@ -248,7 +243,6 @@ def test_the_deadline_holds_against_a_handshake_that_hangs(
         began = time.monotonic()
         with pytest.raises(ModelTimedOut):
             draw(make(), seconds=SHORT_S)
-
     assert time.monotonic() - began < SHORT_S + OVERSHOOT_S
 
 
@@ -258,7 +252,6 @@ def test_nothing_is_retried_with_less_than_ten_seconds_left(
     waited: list[float] = []
     with pytest.raises(ModelOverloaded):
         draw(make(sleep=waited.append), "No time for two [fail:overloaded]", 10.1)
-
     assert prompts(google).count("No time for two [fail:overloaded]") == 1
     assert waited == []
 
@@ -272,7 +265,6 @@ def test_the_pause_before_a_retry_is_short_or_what_google_asks_for(
     waited: list[float] = []
     with pytest.raises(ModelOverloaded):
         draw(make(sleep=waited.append), f"[fail:{name}]")
-
     assert len(waited) == 1
     assert least_s <= waited[0] <= most_s
 
@@ -283,10 +275,8 @@ def test_a_retry_waits_for_a_quota_of_at_most_a_minute(
 ) -> None:
     google.answer_with(lambda _: refusal(429, {"error": {"details": [{"retryDelay": delay}]}}))
     waited: list[float] = []
-
     with pytest.raises(ModelOverloaded):
         draw(make(sleep=waited.append), seconds=300)
-
     assert len(waited) == waits
 
 
@@ -308,10 +298,8 @@ def test_a_quota_sets_retry_after(
 ) -> None:
     body = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "details": details}}
     google.answer_with(lambda _: refusal(429, body))
-
     with pytest.raises(ModelOverloaded) as failed:
         draw(make(), seconds=9)
-
     assert failed.value.headers()["Retry-After"] == str(retry_after_s)
 
 
@@ -350,10 +338,8 @@ def test_an_unusual_answer_is_a_service_error(
     make: Make, google: GeminiStandIn, code: int, body: bytes, kind: type[GenerationFailed]
 ) -> None:
     google.answer_with(lambda _: Answer(code, body))
-
     with pytest.raises(GenerationFailed) as failed:
         draw(make(), seconds=9)
-
     assert type(failed.value) is kind
 
 
@@ -363,7 +349,6 @@ def test_the_size_of_an_answer_is_limited(
 ) -> None:
     answer = answer_of(picture_part(b"a picture")).body
     google.answer_with(lambda _: Answer(200, answer.ljust(MAX_ANSWER_BYTES + bytes_over)))
-
     if issubclass(kind, GenerationFailed):
         with pytest.raises(kind):
             draw(make())
@@ -375,7 +360,6 @@ def test_a_connection_that_google_closed_costs_no_retry(make: Make, google: Gemi
     gemini = make(sleep=pytest.fail)
     draw(gemini, "Before")
     google.close_idle_connections()
-
     assert draw(gemini, "After")
     assert prompts(google).count("After") == 1
 
@@ -383,10 +367,8 @@ def test_a_connection_that_google_closed_costs_no_retry(make: Make, google: Gemi
 def test_consecutive_calls_share_a_connection(make: Make, google: GeminiStandIn) -> None:
     gemini = make()
     before = google.connections_made
-
     for _ in range(5):
         draw(gemini)
-
     assert google.connections_made == before + 1
 
 
@@ -403,10 +385,8 @@ def test_an_unreachable_or_invalid_base_url_is_a_service_error(
     make: Make, monkeypatch: pytest.MonkeyPatch, url: str, kind: type[GenerationFailed]
 ) -> None:
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
-
     with pytest.raises(GenerationFailed) as failed:
         draw(make())
-
     assert type(failed.value) is kind
 
 
@@ -415,7 +395,6 @@ def test_an_address_that_does_not_answer_is_skipped(
 ) -> None:
     # Where this name also has an IPv6 address, that one comes first, and nothing listens there.
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", google.url.replace("127.0.0.1", "localhost"))
-
     assert draw(make(sleep=pytest.fail))
 
 
@@ -444,12 +423,10 @@ def test_a_key_that_google_refuses_is_read_again_at_the_next_request(
 ) -> None:
     keys = iter(["the-old-key", "the-new-key"])
     gemini = make(lambda: next(keys))
-
     with pytest.raises(ModelUnavailable):
         draw(gemini, f"[fail:{name}]")
     assert draw(gemini, "Rotated")
     assert draw(gemini, "Rotated")
-
     used = [request.headers["x-goog-api-key"] for request in google.requests[-3:]]
     assert used == ["the-old-key", "the-new-key", "the-new-key"]
 
@@ -458,10 +435,8 @@ def test_a_key_that_google_refuses_is_read_again_at_the_next_request(
 def test_a_key_that_is_not_at_fault_is_kept(make: Make, name: str) -> None:
     keys = iter([KEY])
     gemini = make(lambda: next(keys))
-
     with pytest.raises(GenerationFailed):
         draw(gemini, f"[fail:{name}]")
-
     assert draw(gemini)
 
 
@@ -491,10 +466,8 @@ def test_an_impossible_key_is_never_sent(
 ) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "key-from-the-environment")
     before = len(google.requests)
-
     with pytest.raises(ModelUnavailable):
         draw(make(lambda: key))
-
     assert len(google.requests) == before
 
 

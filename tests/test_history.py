@@ -138,11 +138,9 @@ def test_the_balance_is_what_was_granted_less_what_was_charged(
 ) -> None:
     assert customer.get(CREDITS).json() == {"credits": 100, "creditsPerImage": 5}
     assert Customer(stack, 0).get(CREDITS).json() == {"credits": 0, "creditsPerImage": 5}
-
     customer.generate()
     customer.generate("A fox [fail:safety]")
     customer.ending(customer.accept())
-
     assert customer.get(CREDITS).json() == {"credits": 90, "creditsPerImage": 5}
 
 
@@ -153,7 +151,6 @@ def test_the_balance_is_what_was_granted_less_what_was_charged(
 def test_no_generation_can_be_read_without_a_key(customer: Customer, target: str) -> None:
     write_many(customer, 1)
     url = customer.stack.url + GENERATIONS + target
-
     for authorization in ("", f"Bearer {customer.key}0", f"Basic {customer.key}"):
         answer = fetch(url, headers={"Authorization": authorization})
         assert answer.status == 401, answer
@@ -166,10 +163,8 @@ def test_no_generation_can_be_read_without_a_key(customer: Customer, target: str
 def test_what_can_be_read_cannot_be_changed(customer: Customer, method: str) -> None:
     written = write_many(customer, 1)
     headers = {"Authorization": f"Bearer {customer.key}"}
-
     for target in (CREDITS, GENERATIONS, f"{GENERATIONS}/{FIRST_MS}"):
         assert fetch(customer.stack.url + target, method, b"{}", headers).status == 404
-
     assert ids_of(customer.history()) == written
 
 
@@ -213,9 +208,7 @@ def test_the_history_includes_synchronous_generations(customer: Customer) -> Non
     assert customer.get(GENERATIONS).json() == {"generations": [], "nextCursor": None}
     answer = customer.generate("A fox", aspectRatio="3:2", idempotency_key="order-1")
     customer.generate("Refused [fail:safety]")
-
     refused, drawn = customer.history()
-
     assert drawn["imageUrl"] == answer.json()["imageUrl"]
     assert drawn["durationMs"] == answer.json()["durationMs"]
     assert (drawn["prompt"], drawn["aspectRatio"]) == ("A fox", "3:2")
@@ -229,9 +222,7 @@ def test_the_history_includes_synchronous_generations(customer: Customer) -> Non
 )
 def test_a_prompt_is_returned_as_it_was_sent(customer: Customer, prompt: str) -> None:
     assert customer.generate(prompt).status == 200
-
     (shown,) = customer.history()
-
     assert shown["prompt"] == prompt
 
 
@@ -255,9 +246,7 @@ def test_the_message_of_a_refund_is_a_published_one(
     )
     item = item_of(row(customer, created_ms)) | {"failureCode": {"S": code}}
     customer.stack.aws.client("dynamodb").put_item(TableName=customer.stack.table, Item=item)
-
     answer = customer.get(f"{GENERATIONS}/{created_ms}")
-
     assert answer.json()["message"] == message
     assert code not in answer.body.decode()
 
@@ -268,10 +257,8 @@ def test_another_organisations_generation_is_not_found(
     other = Customer(stack)
     accepted = other.accept()
     other.ending(accepted)
-
     theirs = customer.get(accepted.headers["location"])
     missing = customer.get(f"{GENERATIONS}/{FIRST_MS}")
-
     assert_not_found(theirs)
     assert theirs.body == missing.body
     assert other.get(accepted.headers["location"]).status == 200
@@ -289,14 +276,12 @@ MALFORMED_IDS = [
 @pytest.mark.parametrize("malformed", MALFORMED_IDS, ids=lambda text: text[:20])
 def test_a_malformed_id_is_not_found(customer: Customer, malformed: str) -> None:
     write_many(customer, 1)
-
     assert_not_found(customer.get(f"{GENERATIONS}/{malformed}"))
 
 
 @pytest.mark.parametrize("beyond", ["", "1700000000000/image", "..%2F1700000000000", "%2e%2e/x"])
 def test_any_other_path_is_not_found(customer: Customer, beyond: str) -> None:
     write_many(customer, 1)
-
     assert customer.get(f"{GENERATIONS}/{beyond}").status == 404
 
 
@@ -323,9 +308,7 @@ def test_the_newest_generation_comes_first(customer: Customer) -> None:
     accepted = [customer.accept(f"Number {n}") for n in range(3)]
     for answer in accepted:
         customer.ending(answer)
-
     shown = customer.history()
-
     assert ids_of(shown) == [answer.json()["id"] for answer in reversed(accepted)]
     for each in shown:
         iso = datetime.fromtimestamp(int(each["id"]) / 1000, UTC).isoformat(timespec="milliseconds")
@@ -339,13 +322,11 @@ def test_a_page_has_the_requested_number_of_generations_or_twenty(
     written = write_many(customer, number)
     size = limit or 20
     query = {} if limit is None else {"limit": limit}
-
     pages: list[list[str]] = []
     cursor: str | None = None
     while not pages or cursor:
         found, cursor = page(customer, **query, **({"cursor": cursor} if cursor else {}))
         pages.append(ids_of(found))
-
     assert pages == [written[start : start + size] for start in range(0, number, size)]
 
 
@@ -362,7 +343,6 @@ def test_a_malformed_limit_is_refused_and_its_range_is_named(
     customer: Customer, limit: str
 ) -> None:
     answer = customer.get(f"{GENERATIONS}?limit={limit}")
-
     assert_bad_query(answer, "limit")
     assert re.search(r"\b1\b.*\b100\b", answer.json()["error"])
 
@@ -370,16 +350,13 @@ def test_a_malformed_limit_is_refused_and_its_range_is_named(
 def test_a_parameter_that_comes_twice_is_a_bad_request(customer: Customer) -> None:
     write_many(customer, 4)
     _, cursor = page(customer, limit=1)
-
     assert_bad_query(customer.get(f"{GENERATIONS}?limit=2&limit=2"), "limit")
     assert_bad_query(customer.get(f"{GENERATIONS}?cursor={cursor}&cursor={cursor}"), "cursor")
 
 
 def test_unknown_parameters_are_ignored(customer: Customer) -> None:
     write_many(customer, 3)
-
     shown, _ = page(customer, limit=2, organisation="demo", Limit=1, offset="x", pk="ORG#demo")
-
     assert ids_of(shown) == [str(FIRST_MS + 2), str(FIRST_MS + 1)]
 
 
@@ -402,12 +379,10 @@ def all_pages(
 
 def test_a_cursor_is_stable_while_new_generations_arrive(customer: Customer) -> None:
     old = [customer.generate(f"Old {n}").json()["imageUrl"] for n in range(4)]
-
     first, cursor = page(customer, limit=2)
     for n in range(3):
         customer.generate(f"New {n}")
     second, end = page(customer, limit=2, cursor=cursor)
-
     assert [each["imageUrl"] for each in first + second] == old[::-1]
     assert end is None
     assert [each["prompt"] for each in customer.history()][:3] == ["New 2", "New 1", "New 0"]
@@ -425,9 +400,7 @@ def test_paging_while_new_generations_arrive_has_no_gap_and_no_repeat(
     rows = zip(written, prompts, strict=True)
     write(customer, *(row(customer, ms, prompt) for ms, prompt in rows))
     new = [row(customer, written[-1] + n) for n in range(1, 51)]
-
     found = all_pages(customer, limit, new)
-
     assert len(new) < 50
     assert ids_of(found) == [str(each) for each in reversed(written)]
     assert [each["prompt"] for each in found] == prompts[::-1]
@@ -437,9 +410,7 @@ def test_a_page_of_the_longest_prompts_fits_into_a_response(customer: Customer) 
     # Each of these is twelve characters in the JSON, and Lambda's answers end at 6 MB.
     prompt = "🦊" * 4_000
     write_many(customer, 101, prompt)
-
     found, cursor = page(customer, limit=100)
-
     assert (len(found), cursor is None) == (100, False)
     assert {each["prompt"] for each in found} == {prompt}
 
@@ -499,9 +470,7 @@ def test_another_organisations_cursor_points_into_the_callers_own_history(
     write(other, *(row(other, FIRST_MS + 10 + n, "Theirs") for n in range(3)))
     write(customer, *(row(customer, FIRST_MS + 9 + n, "Mine") for n in range(5)))
     _, theirs = page(other, limit=2)
-
     shown, _ = page(customer, cursor=theirs)
-
     assert {each["prompt"] for each in shown} == {"Mine"}
     assert ids_of(shown) == [str(FIRST_MS + 10), str(FIRST_MS + 9)]
     other.leave()
@@ -509,9 +478,7 @@ def test_another_organisations_cursor_points_into_the_callers_own_history(
 
 def test_a_cursor_is_url_safe_and_does_not_name_the_organisation(customer: Customer) -> None:
     write_many(customer, 3)
-
     _, cursor = page(customer, limit=2)
-
     assert cursor is not None
     assert re.fullmatch(r"[A-Za-z0-9_-]+", cursor)
     decoded = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
@@ -521,9 +488,7 @@ def test_a_cursor_is_url_safe_and_does_not_name_the_organisation(customer: Custo
 @pytest.mark.parametrize("time_ms", ["0000000000000", "9999999999999"])
 def test_a_cursor_at_either_end_of_time_is_valid(customer: Customer, time_ms: str) -> None:
     write_many(customer, 1)
-
     shown, cursor = page(customer, cursor=base64url(f"before:{time_ms}"))
-
     assert (len(shown), cursor) == (int(time_ms[0] == "9"), None)
 
 

@@ -210,7 +210,6 @@ def test_a_known_key_ends_in_the_checksum_that_gzip_computes() -> None:
 @given(organisations)
 def test_every_new_key_names_its_organisation(organisation: str) -> None:
     key = new_key(organisation)
-
     assert is_organisation(organisation)
     assert parse_key(key) == organisation
     assert key.startswith(f"gg_{organisation}_")
@@ -225,7 +224,6 @@ def test_one_changed_character_invalidates_a_key(organisation: str, data: st.Dat
     position = data.draw(st.integers(0, len(key) - 1))
     other = data.draw(st.sampled_from(BASE62 + "_-") | st.characters())
     assume(other != key[position])
-
     assert parse_key(key[:position] + other + key[position + 1 :]) is None
 
 
@@ -280,7 +278,6 @@ def test_a_live_key_authenticates_its_organisation_whatever_the_case_of_the_sche
     store: KeyStore, organisation: str, scheme: str
 ) -> None:
     issued = store.ring.issue(organisation)
-
     assert store.verifier.organisation_of(scheme + issued.key) == organisation
 
 
@@ -305,14 +302,12 @@ MALFORMED_HEADERS = {
 def test_a_malformed_header_costs_no_lookup(store: KeyStore, header: str | None) -> None:
     with pytest.raises(Unauthorized):
         store.verifier.organisation_of(header)
-
     assert store.verifier_calls.lookups == 0
 
 
 def test_a_key_of_a_deleted_secret_is_refused(store: KeyStore) -> None:
     issued = store.ring.issue("acme")
     store.delete()
-
     assert store.accepts(issued) == [False]
 
 
@@ -336,7 +331,6 @@ def test_a_key_costs_at_most_one_lookup_in_so_many_seconds(
     store: KeyStore, prepare: Callable[[KeyStore], str], seconds: int
 ) -> None:
     key = prepare(store)
-
     for second in range(120):
         is_accepted(store.verifier, key)
         assert store.verifier_calls.lookups == 1 + second // seconds
@@ -349,7 +343,6 @@ def test_a_revocation_takes_effect_within_60_s_or_in_a_new_process(
     issued = store.ring.issue("acme")
     assert is_accepted(store.verifier, issued.key)
     store.ring.revoke("acme", issued.id)
-
     store.clock.sleep(59.9)
     assert is_accepted(store.verifier, issued.key)
     assert store.accepts(issued) == [False]
@@ -375,13 +368,11 @@ def test_the_60_s_start_when_the_lookup_is_sent(store: KeyStore) -> None:
 def test_a_revocation_dated_in_the_future_takes_effect_at_once(store: KeyStore) -> None:
     key = new_key("acme")
     store.create(json.dumps({"keys": [record_of(key, revokedAt="2026-11-22T23:00:00Z")]}))
-
     assert store.accepts(key) == [False]
 
 
 def test_an_expiry_takes_effect_at_its_second_although_the_key_is_cached(store: KeyStore) -> None:
     issued = store.ring.issue("acme", expires_at=START + timedelta(seconds=30))
-
     store.clock.sleep(29.9)
     assert is_accepted(store.verifier, issued.key)
     store.clock.sleep(0.1)
@@ -396,7 +387,6 @@ def test_a_new_key_works_within_seconds_although_its_organisation_is_cached(
     earlier = store.ring.issue("acme").key if is_known else new_key("acme")
     assert is_accepted(store.verifier, earlier) is is_known
     new = store.ring.issue("acme")
-
     store.clock.sleep(within_s)
     assert is_accepted(store.verifier, new.key)
 
@@ -405,7 +395,6 @@ def test_a_clock_that_is_set_back_does_not_extend_the_cache(store: KeyStore) -> 
     issued = store.ring.issue("acme")
     assert is_accepted(store.verifier, issued.key)
     store.ring.revoke("acme", issued.id)
-
     store.clock.sleep(-3600)
     assert not is_accepted(store.verifier, issued.key)
 
@@ -427,12 +416,10 @@ def test_a_fault_of_secrets_manager_is_a_500_and_is_not_cached(
 ) -> None:
     issued = store.ring.issue("acme")
     store.verifier_calls.before["get_secret_value"] = failure
-
     with pytest.raises(ServiceUnavailable) as unavailable:
         store.verifier.organisation_of(f"Bearer {issued.key}")
     assert unavailable.value.__cause__ is failure
     assert UPSTREAM_TEXT not in f"{unavailable.value} {unavailable.value.body()}"
-
     store.verifier_calls.before.clear()
     assert is_accepted(store.verifier, issued.key)
 
@@ -441,7 +428,6 @@ def test_the_cache_bridges_an_outage_for_60_s(store: KeyStore) -> None:
     issued = store.ring.issue("acme")
     assert is_accepted(store.verifier, issued.key)
     store.verifier_calls.before["get_secret_value"] = refusal("InternalServiceError")
-
     store.clock.sleep(59)
     assert is_accepted(store.verifier, issued.key)
     store.clock.sleep(1)
@@ -469,10 +455,8 @@ def test_an_unreadable_secret_is_a_500_and_its_content_is_not_logged(
     store: KeyStore, value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.create(value)
-
     with pytest.raises(ServiceUnavailable) as unavailable:
         store.verifier.organisation_of(f"Bearer {new_key('acme')}")
-
     assert caplog.messages == ["the secret with the keys of acme can't be read"]
     assert "pasted" not in f"{unavailable.value!r} {unavailable.value.__cause__!r} {caplog.text}"
 
@@ -498,10 +482,8 @@ def test_a_bad_record_authenticates_no_request_and_leaves_other_keys_alone(
     good, bad = new_key("acme"), new_key("acme")
     stored = [record_of(good), bad_record(bad)]
     store.create(json.dumps({"keys": stored}))
-
     assert store.accepts(good, bad) == [True, False]
     assert set(caplog.messages) == {"record 2 of the keys of acme can't be read"}
-
     store.ring.issue("acme")
     assert store.stored()[:2] == stored
     assert store.ring.list("acme")[0].id == "key_000000000000"
@@ -514,7 +496,6 @@ def test_an_expiry_may_have_any_utc_offset(store: KeyStore) -> None:
         record_of(late, expiresAt="2026-11-22T23:10:01.5+01:00"),
     ]
     store.create(json.dumps({"keys": keys}))
-
     assert store.accepts(early, late) == [False, True]
 
 
@@ -653,7 +634,6 @@ def test_an_organisation_has_at_most_five_live_keys(store: KeyStore) -> None:
 def test_a_past_or_ambiguous_expiry_is_refused(store: KeyStore, expires_at: datetime) -> None:
     with pytest.raises(InvalidArgument, match="expiry"):
         store.ring.issue("acme", expires_at=expires_at)
-
     assert not store.ring_calls.calls
 
 
@@ -662,11 +642,9 @@ def test_unknown_fields_survive_every_change(store: KeyStore) -> None:
     [stored] = store.stored()
     extra = {"note": "for the web shop", "tags": ["a"]}
     store.put(json.dumps({"owner": "ops", "keys": [stored | extra]}))
-
     store.ring.issue("acme")
     store.ring.rotate("acme", grace=DAY)
     store.ring.revoke("acme", issued.id)
-
     assert json.loads(store.text())["owner"] == "ops"
     assert store.stored()[0].items() >= extra.items()
     assert store.stored()[0]["revokedAt"] == "2026-11-22T22:10:00Z"
@@ -677,9 +655,7 @@ def test_keys_are_listed_oldest_first(store: KeyStore) -> None:
     store.clock.sleep(1)
     second = store.ring.issue("acme", expires_at=START + DAY)
     store.put(json.dumps({"keys": store.stored()[::-1]}))
-
     listed = store.ring.list("acme")
-
     assert [record.id for record in listed] == [first.id, second.id]
     assert listed[0].created_at == START
     assert listed[1].expires_at == START + DAY
@@ -695,19 +671,16 @@ def test_an_unknown_organisation_is_an_error_and_creates_no_secret(store: KeySto
     for ask in asks:
         with pytest.raises(UnknownOrganisation, match="check the name, or issue its first key"):
             ask()
-
     assert store.ring_calls.calls["create_secret"] == 0
 
 
 def test_revoking_a_key_leaves_the_others_alone_and_is_idempotent(store: KeyStore) -> None:
     one, other = store.ring.issue("acme"), store.ring.issue("acme")
-
     first = store.ring.revoke("acme", one.id)
     store.clock.sleep(3600)
     assert store.ring.revoke("acme", one.id) == first
     with pytest.raises(UnknownKey, match="list its keys"):
         store.ring.revoke("acme", "key_000000000000")
-
     assert first.revoked_at == START
     assert store.ring_calls.calls["put_secret_value"] == 2
     assert store.accepts(one, other) == [False, True]
@@ -721,9 +694,7 @@ def rotate(store: KeyStore) -> IssuedKey:
 
 def test_old_keys_work_until_the_grace_period_of_a_rotation_ends(store: KeyStore) -> None:
     old = [store.ring.issue("acme"), store.ring.issue("acme")]
-
     new = rotate(store)
-
     assert store.accepts(*old, new) == [True, True, True]
     store.clock.sleep(DAY.total_seconds() - 1)
     assert store.accepts(*old, new) == [True, True, True]
@@ -738,9 +709,7 @@ def test_a_rotation_neither_extends_a_key_nor_revives_a_revoked_one(store: KeySt
     soon = store.ring.issue("acme", expires_at=START + timedelta(hours=1))
     store.ring.revoke("acme", store.ring.issue("acme").id)
     store.clock.sleep(60)
-
     rotate(store)
-
     expected = ["2026-11-22T23:10:00Z", None, None]
     assert [stored["expiresAt"] for stored in store.stored()] == expected
     store.clock.sleep(3600)
@@ -752,11 +721,9 @@ def test_a_second_rotation_within_the_grace_period_changes_nothing(store: KeySto
     store.clock.sleep(30 * DAY.total_seconds())
     new = rotate(store)
     before = store.text()
-
     for _ in range(10):
         store.clock.sleep(3600)
         assert store.ring.rotate("acme", grace=DAY) is None
-
     assert store.text() == before
     store.clock.sleep(30 * DAY.total_seconds())
     assert store.accepts(new) == [True]
@@ -767,10 +734,8 @@ def test_a_rotation_can_be_repeated_after_its_lost_key_is_revoked(store: KeyStor
     lost = rotate(store)
     store.clock.sleep(600)
     assert store.ring.rotate("acme", grace=DAY) is None
-
     store.ring.revoke("acme", lost.id)
     new = rotate(store)
-
     assert store.accepts(old) == [True]
     store.clock.sleep(DAY.total_seconds() - 600)
     assert store.accepts(old, lost, new) == [False, False, True]
@@ -791,9 +756,7 @@ def test_a_rotation_expires_every_old_key_and_makes_one_that_lasts(
         store.clock.sleep(3599)
     if expiries_h[0] == 30 * 24:
         store.clock.sleep(29.5 * DAY.total_seconds())
-
     new = rotate(store)
-
     store.clock.sleep(DAY.total_seconds())
     assert store.accepts(*issued, new) == [False, False, True]
 
@@ -802,7 +765,6 @@ def test_a_rotation_with_five_live_keys_is_refused_and_says_why(store: KeyStore)
     issued = [store.ring.issue("acme") for _ in range(5)]
     with pytest.raises(TooManyLiveKeys, match="revoke one"):
         store.ring.rotate("acme", grace=DAY)
-
     store.ring.revoke("acme", issued[0].id)
     rotate(store)
     assert sum(record.is_live(START) for record in store.ring.list("acme")) == 5
@@ -813,7 +775,6 @@ def test_a_rotation_with_five_live_keys_is_refused_and_says_why(store: KeyStore)
 )
 def test_a_grace_period_is_between_a_minute_and_90_days(store: KeyStore, grace: timedelta) -> None:
     store.ring.issue("acme")
-
     with pytest.raises(InvalidArgument, match="between one minute and 90 days"):
         store.ring.rotate("acme", grace=grace)
     assert store.stored()[0]["expiresAt"] is None
@@ -863,9 +824,7 @@ def test_two_operators_can_issue_the_first_key_concurrently(store: KeyStore) -> 
     other = store.new_ring(CountingClient(store.client))
     theirs: list[IssuedKey] = []
     store.ring_calls.before["create_secret"] = lambda: theirs.append(other.issue("acme"))
-
     ours = store.ring.issue("acme")
-
     assert [stored["id"] for stored in store.stored()] == [theirs[0].id, ours.id]
     assert store.accepts(ours, theirs[0]) == [True, True]
 
@@ -908,7 +867,6 @@ def test_a_change_that_is_overwritten_every_time_fails_with_advice(store: KeySto
     issued = store.ring.issue("acme")
     before = store.text()
     store.ring_calls.after["put_secret_value"] = lambda: store.put(before)
-
     with pytest.raises(EditLost, match="changing them"):
         store.ring.revoke("acme", issued.id)
     assert store.ring_calls.calls["put_secret_value"] == 4
@@ -918,9 +876,7 @@ def test_a_change_that_is_overwritten_every_time_fails_with_advice(store: KeySto
 def test_a_write_whose_response_was_lost_is_not_repeated(store: KeyStore) -> None:
     store.ring.issue("acme")
     store.ring_calls.after["put_secret_value"] = FAILURES["too slow"]
-
     issued = store.ring.issue("acme")
-
     assert store.ring_calls.calls["put_secret_value"] == 1
     assert [stored["id"] for stored in store.stored()][1:] == [issued.id]
     assert store.accepts(issued) == [True]
@@ -955,10 +911,8 @@ def test_a_fault_of_secrets_manager_names_its_code_and_omits_its_text(
 ) -> None:
     store.ring.issue("acme")
     store.ring_calls.before[call] = FAILURES[failure]
-
     with pytest.raises(SecretsManagerFailed, match=advice) as failed:
         store.ring.issue("acme")
-
     assert failed.value.__cause__ is FAILURES[failure]
     assert UPSTREAM_TEXT not in str(failed.value)
     assert len(store.stored()) == 1
@@ -966,7 +920,6 @@ def test_a_fault_of_secrets_manager_names_its_code_and_omits_its_text(
 
 def test_a_secret_with_other_content_is_never_overwritten(store: KeyStore) -> None:
     store.create("the-key-of-the-model")
-
     for ask in (store.ring.issue, store.ring.list):
         with pytest.raises(SecretUnusable, match="left as it is") as unusable:
             ask("acme")

@@ -154,5 +154,4 @@ MEANT_FOR_CUSTOMERS = {
 def test_a_browser_may_read_every_described_header(document: dict[str, Any]) -> None:
     exposed = set(Template.from_file().cors().expose)
     described = {header.lower() for header in document["components"]["headers"]}
-
     assert described - {"www-authenticate"} <= exposed

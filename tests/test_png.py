@@ -125,9 +125,7 @@ OF_OTHER_MODES = {
 @pytest.mark.parametrize("name", WHOLE | OF_OTHER_MODES)
 def test_a_picture_of_any_accepted_format_becomes_an_rgb_png_of_the_same_pixels(name: str) -> None:
     sent = (WHOLE | OF_OTHER_MODES)[name]
-
     stored = to_png(sent, AspectRatio.SQUARE)
-
     png = opened(stored)
     assert (png.format, png.mode, png.size) == ("PNG", "RGB", SQUARE)
     assert png.tobytes() == Image.open(BytesIO(sent)).convert("RGB").tobytes()
@@ -137,9 +135,7 @@ def test_a_picture_of_any_accepted_format_becomes_an_rgb_png_of_the_same_pixels(
 def test_16_bit_grey_keeps_its_upper_8_bits() -> None:
     greys = [(x * 683 + y) % 65536 for y in range(96) for x in range(96)]
     deep = Image.frombytes("I;16", SQUARE, struct.pack(f"<{len(greys)}H", *greys))
-
     png = opened(to_png(saved(deep, "PNG"), AspectRatio.SQUARE))
-
     assert png.getchannel("R").tobytes() == bytes(grey >> 8 for grey in greys)
     assert png.getchannel("B").tobytes() == png.getchannel("R").tobytes()
 
@@ -151,9 +147,7 @@ def test_16_bit_colours_keep_their_upper_8_bits() -> None:
     )
     header = struct.pack(">IIBBBBB", *SQUARE, 16, 2, 0, 0, 0)
     sent = png_of((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-
     png = opened(to_png(sent, AspectRatio.SQUARE))
-
     assert png.getpixel((90, 45)) == (90 * 600 >> 8, 45 * 600 >> 8, 40_000 >> 8)
 
 
@@ -177,16 +171,13 @@ def half_transparent(mode: str) -> Image.Image:
 )
 def test_transparent_pixels_become_white(sent: bytes) -> None:
     png = opened(to_png(sent, AspectRatio.SQUARE))
-
     assert (pixel(png, 10, 50), pixel(png, 90, 50)) == ((0, 0, 0), (255, 255, 255))
 
 
 def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [photo(SQUARE, seed) for seed in (1, 2)]
     sent = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-
     png = opened(to_png(sent, AspectRatio.SQUARE))
-
     assert png.tobytes() == frames[0].tobytes()
 
 
@@ -195,9 +186,7 @@ def test_all_metadata_is_removed(image_format: str) -> None:
     exif = with_orientation(1)
     exif[0x010E] = "secret prompt"
     sent = saved(photo(SQUARE), image_format, exif=exif, icc_profile=b"profile" * 30, dpi=(72, 72))
-
     png = to_png(sent, AspectRatio.SQUARE)
-
     assert [kind for kind, _ in chunks_of(png)] == [b"IHDR", b"IDAT", b"IEND"]
     assert opened(png).info == {}
 
@@ -225,7 +214,6 @@ def test_a_rotated_picture_is_turned_upright_before_its_shape_is_checked(
 
 def test_unreadable_exif_is_ignored() -> None:
     sent = saved(photo(SQUARE), "JPEG", exif=b"Exif\0\0no TIFF header", dpi=(72, 72))
-
     assert opened(to_png(sent, AspectRatio.SQUARE)).size == SQUARE
 
 
@@ -235,7 +223,6 @@ def test_unreadable_exif_is_ignored() -> None:
 @pytest.mark.parametrize("ratio", AspectRatio)
 def test_each_ratio_accepts_its_shape_and_refuses_the_other_nine(ratio: AspectRatio) -> None:
     sent = as_jpeg(gradient(size_of(ratio)))
-
     assert opened(to_png(sent, ratio)).size == size_of(ratio)
     for other in set(AspectRatio) - {ratio}:
         refusal(sent, other)
@@ -288,7 +275,6 @@ def test_bytes_that_are_no_picture_of_an_accepted_format_are_refused(data: bytes
 def test_a_picture_cut_short_anywhere_is_refused(whole: bytes) -> None:
     to_png(whole, AspectRatio.SQUARE)
     lengths = {*range(0, len(whole), 97), *range(len(whole) - 25, len(whole))}
-
     for length in lengths:
         refusal(whole[:length])
         assert not is_whole_png(whole[:length])
@@ -296,7 +282,6 @@ def test_a_picture_cut_short_anywhere_is_refused(whole: bytes) -> None:
 
 def test_a_refusal_keeps_its_cause_and_repeats_none_of_its_words() -> None:
     refused = refusal(as_jpeg(photo(SQUARE))[:-200])
-
     assert isinstance(refused.__cause__, OSError)
     assert refused.args == ("no_image",)
     assert refused.body() == {
@@ -308,7 +293,6 @@ def test_a_refusal_keeps_its_cause_and_repeats_none_of_its_words() -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_a_picture_of_more_pixels_than_any_model_makes_is_refused(image_format: str) -> None:
     huge = saved(Image.new("L", (4500, 4500)), image_format, lossless=True, method=0)
-
     assert len(huge) < 1_000_000
     refusal(huge)
     assert not is_whole_png(huge)
@@ -322,7 +306,6 @@ def test_the_largest_pictures_of_the_models_are_accepted(size: tuple[int, int]) 
 @pytest.mark.parametrize("side", [15_000, 2**31 - 1])
 def test_a_png_that_declares_an_absurd_size_is_refused(side: int) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-
     refusal(png_of((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")))
 
 
@@ -330,7 +313,6 @@ def test_a_webp_that_declares_an_absurd_size_is_refused() -> None:
     side_less_one = (2**24 - 1).to_bytes(3, "little")
     canvas = b"VP8X" + struct.pack("<II", 10, 0) + side_less_one * 2
     still = as_webp(photo(SQUARE))[12:]
-
     body = b"WEBP" + canvas + still
     refusal(b"RIFF" + struct.pack("<I", len(body)) + body)
 
@@ -338,7 +320,6 @@ def test_a_webp_that_declares_an_absurd_size_is_refused() -> None:
 def test_text_that_unpacks_to_more_than_a_megabyte_is_refused() -> None:
     header, *pixels = chunks_of(to_png(as_png(photo(SQUARE)), AspectRatio.SQUARE))
     bomb = (b"zTXt", b"comment\0\0" + zlib.compress(b" " * 5_000_000))
-
     refusal(png_of(header, bomb, *pixels))
 
 
@@ -348,10 +329,8 @@ def test_input_over_the_size_limit_is_refused() -> None:
 
 def test_pillows_global_settings_are_unchanged() -> None:
     pixels_before = Image.MAX_IMAGE_PIXELS
-
     to_png(as_jpeg(photo(SQUARE)), AspectRatio.SQUARE)
     refusal(as_jpeg(photo(SQUARE))[:-200])
-
     assert pixels_before == Image.MAX_IMAGE_PIXELS
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -360,10 +339,8 @@ def test_concurrent_conversions_give_the_same_bytes_as_sequential_ones() -> None
     ratio = AspectRatio.LANDSCAPE_16_9
     sent = [as_jpeg(photo((320, 180), seed)) for seed in range(8)]
     one_by_one = [to_png(data, ratio) for data in sent]
-
     with ThreadPoolExecutor(max_workers=8) as pool:
         at_once = list(pool.map(lambda data: to_png(data, ratio), sent * 4))
-
     assert at_once == one_by_one * 4
 
 
@@ -381,7 +358,6 @@ def test_any_pixels_are_encoded_losslessly(width: int, height: int, seed: int, l
     spread = [level * 255 // (levels - 1) for level in range(levels)] * (256 // levels + 1)
     pixels = dice(seed).randbytes(3 * width * height).translate(bytes(spread[:256]))
     image = Image.frombytes("RGB", (width, height), pixels)
-
     assert opened(encode_png(image)).tobytes() == pixels
 
 
@@ -405,7 +381,6 @@ def follows_paeth(size: tuple[int, int], surprises: float, seed: int) -> Image.I
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 2), (1376, 3), (3, 1376)])
 def test_narrow_and_flat_pictures_are_encoded_losslessly(size: tuple[int, int]) -> None:
     image = photo(size)
-
     assert opened(encode_png(image)).tobytes() == image.tobytes()
 
 
@@ -414,9 +389,7 @@ def test_a_png_is_at_most_a_tenth_larger_than_pillows(
     draw: Callable[[tuple[int, int]], Image.Image],
 ) -> None:
     sent = Image.open(BytesIO(as_jpeg(draw((688, 384)))))
-
     png = encode_png(sent)
-
     assert len(png) <= 1.10 * len(saved(sent, "PNG"))
     assert opened(png).tobytes() == sent.tobytes()
 
@@ -428,7 +401,6 @@ def test_each_filter_is_chosen_where_it_pays_and_is_lossless() -> None:
     along_rows = Image.frombytes("RGB", (256, 256), ramps)
     along_columns = along_rows.transpose(Image.Transpose.TRANSPOSE)
     paeth = [follows_paeth((160, 120), surprises, seed=7) for surprises in (0.01, 0.1, 0.4)]
-
     for kind, image in ((1, along_rows), (2, along_columns), *((4, each) for each in paeth)):
         png = encode_png(image)
         assert kind in filters_of(png)
@@ -443,7 +415,6 @@ def test_the_encoder_accepts_rgb_only(mode: str) -> None:
 
 def test_the_benchmark_measures_time_and_bytes_of_both_encoders() -> None:
     figures = measure(photo((160, 90)), repeats=1)
-
     assert figures.our_bytes == len(encode_png(photo((160, 90))))
     assert figures.pillow_bytes == len(saved(photo((160, 90)), "PNG"))
     assert figures.size == figures.our_bytes / figures.pillow_bytes
@@ -455,7 +426,6 @@ def test_the_benchmark_measures_time_and_bytes_of_both_encoders() -> None:
 
 def test_a_png_with_an_altered_byte_is_neither_accepted_nor_whole() -> None:
     png = to_png(as_jpeg(photo((64, 64))), AspectRatio.SQUARE)
-
     for position in {*range(0, len(png), 41), *range(len(png) - 25, len(png))}:
         altered = bytearray(png)
         altered[position] ^= 0x10
@@ -465,7 +435,6 @@ def test_a_png_with_an_altered_byte_is_neither_accepted_nor_whole() -> None:
 
 def test_a_png_with_whole_chunks_but_too_few_pixels_is_not_whole() -> None:
     header, (kind, pixels), end = chunks_of(encode_png(photo(SQUARE)))
-
     assert is_whole_png(png_of(header, (kind, pixels), end))
     assert not is_whole_png(png_of(header, (kind, pixels[: len(pixels) // 2]), end))
     assert not is_whole_png(png_of(header, end))
@@ -473,8 +442,6 @@ def test_a_png_with_whole_chunks_but_too_few_pixels_is_not_whole() -> None:
 
 def test_a_png_with_a_palette_index_but_no_palette_is_not_whole() -> None:
     chunks = chunks_of(as_png(illustration(SQUARE).quantize(16)))
-
     colourless = png_of(*(chunk for chunk in chunks if chunk[0] != b"PLTE"))
-
     assert not is_whole_png(colourless)
     refusal(colourless)

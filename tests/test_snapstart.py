@@ -254,7 +254,6 @@ def test_a_function_builds_when_it_starts_and_primes_before_a_snapshot(
 ) -> None:
     calls = calls_when_started(how, monkeypatch)
     assert calls == at_once
-
     for hook, arguments, named in snapshot_restore_py.get_before_snapshot():
         hook(*arguments, **named)
     assert calls == at_once + before_the_snapshot
