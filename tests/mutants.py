@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,14 +33,6 @@ JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
 HERE = "[handlers in this process]"
 
-RESERVATION = "lib/ledger/reservation.py"
-LEDGER_PY = "lib/ledger/ledger.py"
-ROWS = "lib/ledger/rows.py"
-RECONCILIATION = "lib/ledger/reconciliation.py"
-STORAGE = "lib/picture/storage.py"
-GENERATION = "lib/generation.py"
-HANDLER = "handlers/worker.py"
-
 STILL_MINE = '"#status = :reserved AND attemptId = :attemptId"'
 ANY_STATUS = '"(#status = :reserved OR attemptId = :attemptId)"'
 
@@ -51,9 +44,9 @@ class Mutant:
     With ``after``, it is the first ``old`` behind the one ``after``.
     """
 
+    file: str
     name: str
     test: str
-    file: str
     old: str
     new: str
     after: str = ""
@@ -70,118 +63,111 @@ class Mutant:
         return before + found + rest.replace(self.old, self.new, 1)
 
 
+in_reservation = partial(Mutant, "lib/ledger/reservation.py")
+in_ledger = partial(Mutant, "lib/ledger/ledger.py")
+in_rows = partial(Mutant, "lib/ledger/rows.py")
+in_reconciliation = partial(Mutant, "lib/ledger/reconciliation.py")
+in_storage = partial(Mutant, "lib/picture/storage.py")
+in_generation = partial(Mutant, "lib/generation.py")
+in_worker = partial(Mutant, "handlers/worker.py")
+
 MUTANTS = (
     # Reserve
-    Mutant(
+    in_reservation(
         "debit without checking the balance",
         LEDGER + "test_without_five_credits_nothing_is_written_and_the_balance_is_reported[moto]",
-        RESERVATION,
         'has_credits = "credits >= :price"',
         'has_credits = "(credits >= :price OR credits < :price)"',
     ),
-    Mutant(
+    in_reservation(
         "overwrite a generation of the same millisecond",
         LEDGER + "test_generations_of_one_millisecond_get_different_ids[moto]",
-        RESERVATION,
         'never_used = "attribute_not_exists(pk)"',
         'never_used = "attribute_not_exists(pk) OR attribute_exists(pk)"',
     ),
-    Mutant(
+    in_reservation(
         "overwrite an idempotency key in use",
         ORDERS + "[two requests with one key]",
-        RESERVATION,
         'key_is_free = "',
         'key_is_free = "expiresAt > :now OR ',
     ),
-    Mutant(
+    in_reservation(
         "overwrite a released idempotency key that was claimed again",
         ORDERS + "[two retries after a refund]",
-        RESERVATION,
         "OR generation = :released",
         "OR generation >= :released",
     ),
-    Mutant(
+    in_reservation(
         "do not recognise the own debit after a lost response",
         LEDGER + "test_a_debit_whose_response_was_lost_is_not_repeated[moto]",
-        RESERVATION,
         "_attempt_id(generation) == mine.attempt_id",
         "_attempt_id(generation) is None",
     ),
-    Mutant(
+    in_reservation(
         "count nothing against the limit of the minute",
         LEDGER + "test_the_limit_of_a_minute_holds_and_the_next_minute_resets_it[moto]",
-        RESERVATION,
         "rateUsed = rateUsed + :one",
         "rateUsed = rateUsed + :one - :one",
     ),
-    Mutant(
+    in_ledger(
         "reserve with a lease that has expired",
         LEDGER + "test_a_reservation_debits_five_credits_and_opens_a_generation[moto]",
-        LEDGER_PY,
         "due_at=now_ms // 1000 + lease_s",
         "due_at=now_ms // 1000",
     ),
-    Mutant(
+    in_ledger(
         "assume a debit whose response was lost: a 202 without a reservation",
         CRASHES + "[accept]",
-        LEDGER_PY,
         "if fault.maybe_done or fault.hopeless:\n",
         "if fault.maybe_done:\n                return attempt.generation\n"
         "            if fault.hopeless:\n",
     ),
-    Mutant(
+    in_reservation(
         "reserve again for a repeated 202",
         ORDERS + "[two asynchronous requests with one key]",
-        RESERVATION,
         "earlier.status is not Status.REFUNDED",
         "earlier.status is Status.SETTLED",
     ),
-    Mutant(
+    in_reservation(
         "repeat a 202 to a synchronous request",
         ORDERS + "[a synchronous and an asynchronous request with one key]",
-        RESERVATION,
         "if earlier.asynchronous and mine.asynchronous:",
         "if earlier.asynchronous:",
     ),
     # Settle and refund
-    Mutant(
+    in_ledger(
         "settle in any status",
         LEDGER + "test_a_refunded_generation_cannot_be_settled[moto]",
-        LEDGER_PY,
         STILL_MINE,
         ANY_STATUS,
         after="def settle(",
     ),
-    Mutant(
+    in_ledger(
         "settle a job that another delivery refunded",
         ORDERS + "[two deliveries of one job, one of which fails]",
-        LEDGER_PY,
         STILL_MINE,
         ANY_STATUS,
         after="def settle(",
     ),
-    Mutant(
+    in_ledger(
         "refund in any status",
         LEDGER + "test_a_repeated_refund_pays_back_once[moto]",
-        LEDGER_PY,
         STILL_MINE,
         ANY_STATUS,
         after="def _release(",
     ),
-    Mutant(
+    in_ledger(
         "refund a job that another delivery settled",
         WORKER
         + "test_two_concurrent_deliveries_end_as_the_first_of_them_to_end"
         + "[handlers in this process-the second ends first-the first is refused]",
-        LEDGER_PY,
         STILL_MINE,
         ANY_STATUS,
         after="def _release(",
     ),
-    Mutant(
+    in_ledger(
         "check the status, then refund without a condition",
         ORDERS + "[two reconcilers and an abandoned reservation]",
-        LEDGER_PY,
         "release = self._release(generation, failure_code, revisit_at)\n",
         """found = self.generation(generation.organisation, generation.created_ms, deadline)
         if found is None or found.status is not Status.RESERVED:
@@ -190,134 +176,117 @@ MUTANTS = (
         release["ConditionExpression"] = "#status = :reserved OR attemptId = :attemptId"
 """,
     ),
-    Mutant(
+    in_generation(
         "keep the image of a refunded generation",
         ORDERS + "[a slow request and the reconciler]",
-        GENERATION,
         "self._delete(generation, observation)\n",
         "pass\n",
         after="except ReservationGone",
     ),
-    Mutant(
+    in_generation(
         "delete the image before the refund is decided",
         ORDERS + "[a refund in doubt and the reconciler's settle]",
-        GENERATION,
         "        may_be_stored =",
         "        self._delete(generation, observation)\n        may_be_stored =",
     ),
-    Mutant(
+    in_generation(
         "do not refund after an unexpected error",
         CRASHES + "[failure: RuntimeError]",
-        GENERATION,
         "except Exception as fault:  # noqa: BLE001",
         "except ArithmeticError as fault:  #",
         after="def fulfil(",
     ),
-    Mutant(
+    in_generation(
         "answer 500 when the response to a settle is lost",
         CRASHES + "[success]",
-        GENERATION,
         'observation.count("SettlesLeftToReconciler")',
         "raise UnexpectedFailure from fault",
     ),
-    Mutant(
+    in_storage(
         "overwrite the image of another attempt",
         "tests/test_storage.py::test_an_image_of_another_attempt_is_never_overwritten[moto]",
-        STORAGE,
         'IfNoneMatch="*",\n',
         "\n",
     ),
     # Reconcile
-    Mutant(
+    in_reconciliation(
         "reconciler: delete the image before the refund is decided",
         ORDERS + "[a slow request and the reconciler]",
-        RECONCILIATION,
         "        revisit_at =",
         "        self._images.delete(hold.image_key)\n        revisit_at =",
     ),
-    Mutant(
+    in_reconciliation(
         "reconciler: do not revisit a refunded generation",
         ORDERS + "[a slow request and the reconciler]",
-        RECONCILIATION,
         "EXPIRED, deadline, revisit_at)",
         "EXPIRED, deadline)",
     ),
-    Mutant(
+    in_reconciliation(
         "reconciler: settle an image that is not whole",
         "tests/test_reconciliation.py"
         "::test_an_image_that_is_not_whole_is_refunded_and_removed[moto]",
-        RECONCILIATION,
         " and is_whole_png(stored.content)",
         "",
     ),
-    Mutant(
+    in_reconciliation(
         "reconciler: refund without checking the image",
         CRASHES + "[success]",
-        RECONCILIATION,
         " and is_whole_png(stored.content)",
         " and self._clock() < 0",
     ),
-    Mutant(
+    in_rows(
         "reconciler: revisit the image of a job as soon as that of a request",
         ORDERS + "[a late delivery and the reconciler, which runs again]",
-        ROWS,
         "return WORKER_LEASE_S if self.asynchronous else LEASE_S",
         "return LEASE_S",
     ),
     # Accept and work
-    Mutant(
+    in_generation(
         "accept without queueing",
         CRASHES + "[work that fails]",
-        GENERATION,
         "self._jobs.put(Job(",
         "(lambda *_: None)(Job(",
     ),
-    Mutant(
+    in_generation(
         "extend the lease before the job is queued",
         HISTORIES,
-        GENERATION,
         '        with observation.timed("QueueMs"):\n',
         "        self._ledger.extend_lease(\n"
         "            generation.organisation, generation.created_ms, JOB_WAITS_S, deadline\n"
         "        )\n"
         '        with observation.timed("QueueMs"):\n',
     ),
-    Mutant(
+    in_generation(
         "give a queued job only the lease of a request",
         WORKER + "test_a_job_that_waits_ten_minutes_in_the_queue_is_still_done",
-        GENERATION,
         "JOB_WAITS_S,\n",
         "LEASE_S,\n",
         after="def _queue(",
     ),
-    Mutant(
+    in_generation(
         "refund a job that the queue refused only when its lease expires",
         HISTORIES,
-        GENERATION,
         "return self._refund(generation, failure, deadline, observation)",
         "raise failure from failure.__cause__",
         after="except JobNotQueued as failure:",
     ),
-    Mutant(
+    in_generation(
         "answer 202 for a job that the queue refused",
         JOBS + "test_a_queue_that_refuses_is_a_500_with_the_credits_already_refunded" + HERE,
-        GENERATION,
         "return self._refund(generation, failure, deadline, observation)",
         'observation.warning("not queued", failure)',
         after="except JobNotQueued as failure:",
     ),
-    Mutant(
+    in_ledger(
         "extend the lease in any status",
         CRASHES + "[work that is done]",
-        LEDGER_PY,
         '"#status = :reserved"',
         '"(#status = :reserved OR attribute_exists(pk))"',
         after="def extend_lease(",
     ),
-    Mutant(
+    in_generation(
         "work without checking the status",
         WORKER + "test_a_redelivered_message_does_nothing" + HERE,
-        GENERATION,
         """self._ledger.extend_lease(
                 job.organisation,
                 job.created_ms,
@@ -328,27 +297,24 @@ MUTANTS = (
                 job.created_ms,
 """,
     ),
-    Mutant(
+    in_generation(
         "give a worker only the lease of a request",
         WORKER + "test_a_worker_that_fails_twice_leaves_the_job_to_the_third_delivery",
-        GENERATION,
         "WORKER_LEASE_S,\n",
         "LEASE_S,\n",
         after="def work(",
     ),
-    Mutant(
+    in_generation(
         "refund a job without a revisit for the image of another delivery",
         ORDERS + "[two deliveries of one job, one of which fails]",
-        GENERATION,
         "+ generation.lease_s if may_be_stored else None",
         "+ LEASE_S if may_be_stored and not generation.asynchronous else None",
     ),
-    Mutant(
+    in_worker(
         "worker: acknowledge a job that was never begun",
         WORKER
         + "test_a_message_that_meets_an_unreachable_ledger_is_redelivered_and_then_done"
         + HERE,
-        HANDLER,
         'failed.append({"itemIdentifier": message})',
         "pass",
     ),
