@@ -303,39 +303,40 @@ def test_a_quota_sets_retry_after(
     assert failed.value.headers()["Retry-After"] == str(retry_after_s)
 
 
-@pytest.mark.parametrize(
-    ("code", "body", "kind"),
-    [
-        (204, b"", NoImageReturned),
-        (206, b"{}", NoImageReturned),
-        (301, b"", ModelUnavailable),
-        (400, b'{"error": "a sentence"}', NoImageReturned),
-        (400, b"[1, 2]", NoImageReturned),
-        (400, b"null", NoImageReturned),
-        (400, b'[{"error": {"details": [{"reason": "API_KEY_INVALID"}]}}]', ModelUnavailable),
-        (400, b'{"error": {"details": [{"reason": "API_KEY_EXPIRED"}]}}', ModelUnavailable),
-        (408, b"{}", ModelTimedOut),
-        (413, b"too large", NoImageReturned),
-        (418, b"{}", NoImageReturned),
-        (500, b"\xff\xfe", ModelOverloaded),
-        (500, b"[" * 100_000, ModelOverloaded),
-        (500, b"9" * 10_000, ModelOverloaded),
-        (599, b"{}", ModelOverloaded),
-        (200, b"[" * 100_000, NoImageReturned),
-        (200, b'{"candidates": null}', NoImageReturned),
-        (200, b'{"candidates": [{}]}', NoImageReturned),
-        (200, b'{"candidates": [{"content": {"parts": null}}]}', NoImageReturned),
-        (200, b'{"candidates": [{"content": {"parts": [7]}}]}', NoImageReturned),
-        (200, b'{"promptFeedback": {"blockReason": "OTHER"}}', ContentRejected),
-        (200, b'{"promptFeedback": {"blockReason": "NEW"}, "candidates": []}', ContentRejected),
-        (200, b'{"candidates": [{"finishReason": "IMAGE_JAILBREAK"}]}', ContentRejected),
-        (200, b'{"candidates": [{"finishReason": "MODEL_ARMOR"}]}', ContentRejected),
-        (200, b"\x1f\x8b compressed although it was not requested", NoImageReturned),
-        (200, b'{"candidates": [{"finishReason": "CONTINUATION"}]}', NoImageReturned),
+UNUSUAL: dict[type[GenerationFailed], list[tuple[int, bytes]]] = {
+    NoImageReturned: [
+        *((204, b""), (206, b"{}"), (400, b'{"error": "a sentence"}'), (400, b"[1, 2]")),
+        *((400, b"null"), (413, b"too large"), (418, b"{}"), (200, b"[" * 100_000)),
+        *((200, b'{"candidates": null}'), (200, b'{"candidates": [{}]}')),
+        (200, b'{"candidates": [{"content": {"parts": null}}]}'),
+        (200, b'{"candidates": [{"content": {"parts": [7]}}]}'),
+        (200, b"\x1f\x8b compressed although it was not requested"),
+        (200, b'{"candidates": [{"finishReason": "CONTINUATION"}]}'),
     ],
+    ModelUnavailable: [
+        (301, b""),
+        (400, b'[{"error": {"details": [{"reason": "API_KEY_INVALID"}]}}]'),
+        (400, b'{"error": {"details": [{"reason": "API_KEY_EXPIRED"}]}}'),
+    ],
+    ModelTimedOut: [(408, b"{}")],
+    ModelOverloaded: [
+        *((500, b"\xff\xfe"), (500, b"[" * 100_000), (500, b"9" * 10_000), (599, b"{}")),
+    ],
+    ContentRejected: [
+        (200, b'{"promptFeedback": {"blockReason": "OTHER"}}'),
+        (200, b'{"promptFeedback": {"blockReason": "NEW"}, "candidates": []}'),
+        (200, b'{"candidates": [{"finishReason": "IMAGE_JAILBREAK"}]}'),
+        (200, b'{"candidates": [{"finishReason": "MODEL_ARMOR"}]}'),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "body"),
+    [(kind, *answer) for kind, answers in UNUSUAL.items() for answer in answers],
 )
 def test_an_unusual_answer_is_a_service_error(
-    make: Make, google: GeminiStandIn, code: int, body: bytes, kind: type[GenerationFailed]
+    make: Make, google: GeminiStandIn, kind: type[GenerationFailed], code: int, body: bytes
 ) -> None:
     google.answer_with(lambda _: Answer(code, body))
     with pytest.raises(GenerationFailed) as failed:
