@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the summary at the end of a run."""
+"""Fixtures of all tests, and the summary at the end of a run."""
 
 import os
 import secrets
@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def new_world(engine: Engine) -> Iterator[Callable[..., World]]:
-    """Makes worlds on the engine; they end with the test."""
+    """Makes worlds on the engine; they are closed after the test."""
     with ExitStack() as worlds:
 
         def new(credits_: int = 100, rate_limit: int = 60) -> World:
@@ -58,7 +58,7 @@ def new_world(engine: Engine) -> Iterator[Callable[..., World]]:
 
 @pytest.fixture
 def seed() -> int:
-    """What all chance in a test follows from; ``SEED=`` in the environment repeats a run."""
+    """The seed of all randomness in a test; ``SEED=`` in the environment replays a run."""
     chosen = int(os.environ.get("SEED", secrets.randbelow(10**9)))
     print(f"SEED={chosen}")  # noqa: T201 - pytest shows it when the test fails
     return chosen
@@ -66,6 +66,6 @@ def seed() -> int:
 
 @pytest.fixture
 def schedule(request: pytest.FixtureRequest) -> list[int] | None:
-    """The one schedule that was asked for, if any."""
+    """The schedule of ``--schedule``, if given."""
     asked: str | None = request.config.getoption("--schedule")
     return None if asked is None else [int(choice) for choice in asked.split(".") if choice]

@@ -1,6 +1,6 @@
-"""The two DynamoDBs that money is tested on: moto in this process, and Amazon's DynamoDB Local.
+"""The two DynamoDBs that test the money: moto in this process, and Amazon's DynamoDB Local.
 
-moto is quick and answers as DynamoDB does, but is not atomic under threads. DynamoDB Local is.
+moto is fast and answers as DynamoDB does, but it is not atomic under threads; DynamoDB Local is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,8 +28,8 @@ REAL_BUCKET = "images-beside-dynamodb-local"
 _SESSION = boto3.Session(
     aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION
 )
-# One try, as in ``lib.clients``. The timeouts are long: on a busy machine no response may seem lost
-# but those that a test loses.
+# One try, as in ``lib.clients``. The timeouts are long: on a busy machine too, only tests lose
+# responses.
 _CONFIG = Config(
     connect_timeout=10,
     read_timeout=30,
@@ -41,10 +41,10 @@ _CONFIG = Config(
 
 @dataclass(frozen=True)
 class Engine:
-    """A DynamoDB without tables and a bucket, for the whole run: each test makes its own table.
+    """A DynamoDB without tables, and a bucket, for the whole run: each test makes its own table.
 
-    ``environment`` holds the variables that lead another process to them and to Secrets Manager;
-    moto in this process has none.
+    ``environment`` holds the variables with which another process finds them and Secrets Manager;
+    it is empty for moto in this process.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Engine:
 
 @pytest.fixture(scope="session")
 def moto_engine() -> Iterator[Engine]:
-    """moto without a port: calls of boto3 are answered in this process."""
-    # All moto in a process is one store, and the last embedded AWS to stop empties it. One that
-    # runs as long as this engine keeps the engine's table in place.
+    """moto without a port: it intercepts the calls of boto3 in this process."""
+    # All moto in a process shares one store, which the last embedded AWS to stop empties. This one
+    # runs as long as the engine does.
     with EmbeddedAws():
         mock = mock_aws()
         mock.start(reset=False)

@@ -1,7 +1,7 @@
-"""Pictures drawn in code, the same each time: like a photo, like an illustration, noise, gradients.
+"""Deterministic pictures: like a photo, like an illustration, noise, gradients.
 
-Each kind is a function from a size in pixels, width and height, to an RGB image; ``as_jpeg``,
-``as_png`` and ``as_webp`` turn an image into a file's bytes.
+Each kind is a function from width and height in pixels to an RGB image; ``as_jpeg``, ``as_png`` and
+``as_webp`` encode an image.
 """
 
 import random
@@ -36,7 +36,7 @@ def size_of(ratio: AspectRatio, longest_side_px: int = 160) -> Size:
 
 
 def photo(size: Size, seed: int = 1) -> Image.Image:
-    """Things of many colours with shade and texture at every scale, and the grain of a sensor."""
+    """Shapes of many colours, with shade and texture at every scale, and sensor grain."""
     chance = random.Random(seed)  # noqa: S311 - it paints
     light = _patches(chance, size, cell_px=300, mode="RGB")
     picture = Image.blend(light, Image.new("RGB", size, "white"), 0.4)
@@ -59,7 +59,7 @@ def night_photo(size: Size, seed: int = 1) -> Image.Image:
 
 
 def illustration(size: Size, seed: int = 1) -> Image.Image:
-    """Flat shapes with smooth edges before a graded sky."""
+    """Flat shapes with smooth edges on a gradient."""
     chance = random.Random(seed)  # noqa: S311 - it paints
     large = (2 * size[0], 2 * size[1])
     picture = gradient(large)
@@ -77,7 +77,7 @@ def noise(size: Size, seed: int = 1) -> Image.Image:
 
 
 def gradient(size: Size) -> Image.Image:
-    """Colours that change slowly, without any grain."""
+    """Slowly changing colours without grain."""
     down = Image.linear_gradient("L").resize(size, Image.Resampling.BICUBIC)
     around = Image.radial_gradient("L").resize(size, Image.Resampling.BICUBIC)
     return Image.merge("RGB", (down, around, ImageChops.invert(down)))
@@ -105,7 +105,7 @@ def _saved(image: Image.Image, image_format: str, **options: object) -> bytes:
 
 
 def _patches(chance: random.Random, size: Size, cell_px: int, mode: str) -> Image.Image:
-    """Random colours or greys, one for each cell, that run into each other."""
+    """Random colours or greys, one for each cell, interpolated."""
     cells = (size[0] // cell_px + 2, size[1] // cell_px + 2)
     values = chance.randbytes(cells[0] * cells[1] * len(mode))
     return Image.frombytes(mode, cells, values).resize(size, Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Lines that a test run ends with: how much was tried, and what came of it."""
+"""The lines at the end of a test run: how much was tried, and with what result."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ _TALLIES: Counter[str] = Counter()
 
 
 def report(line: str) -> None:
-    """Adds one line to the summary at the end of the run."""
+    """Adds a line to the summary."""
     _LINES.append(line)
 
 
@@ -19,19 +19,17 @@ def tally(name: str, number: int) -> None:
 
 
 def lines() -> list[str]:
-    """What was reported so far."""
+    """The summary so far."""
     return [*_LINES, *(f"{name}: {number}" for name, number in sorted(_TALLIES.items()))]
 
 
 def to_send() -> tuple[list[str], dict[str, int]]:
-    """What a worker of a parallel run hands to the process that prints."""
+    """What a worker of a parallel run sends to the process that prints."""
     return list(_LINES), dict(_TALLIES)
 
 
 def receive(sent: tuple[list[str], dict[str, int]] | None) -> None:
-    """Takes in what a worker sent; a worker that died sent nothing."""
-    if sent is None:
-        return
-    more_lines, tallies = sent
-    _LINES.extend(more_lines)
-    _TALLIES.update(tallies)
+    """Adds what a worker sent; a worker that died sent nothing."""
+    if sent is not None:
+        _LINES.extend(sent[0])
+        _TALLIES.update(sent[1])

@@ -1,11 +1,11 @@
-"""A scheduler that owns every step: all orders in which processes meet, with one crash anywhere.
+"""A deterministic scheduler: every interleaving of several sandboxes, with at most one crash.
 
-Each actor runs in a thread of its own and stops before every call that leaves its process. The
-explorer lets one of them go on, or ends it there for good, and tries each choice in turn: a
-depth-first walk over all schedules. A crash counts where the actor stopped, not when: it is tried
-right after a step of that actor and nowhere else, so no two schedules are the same run.
+Each actor runs in its own thread and stops before every call that leaves its sandbox. The explorer
+continues one of them, or kills it there, and tries each choice in turn: a depth-first walk over all
+schedules. Only where an actor crashes matters, not when, so a crash is tried right after a step of
+that actor and nowhere else, and no two schedules are the same run.
 
-A schedule's name is its list of choices. ``pytest --schedule NAME`` runs that one alone.
+A schedule is named by its list of choices; ``pytest --schedule NAME`` replays it.
 """
 
 import threading
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.world import Call, Fault, Killed, Process, Wire, World
+from tests.world import Call, Fault, Killed, Network, Sandbox, World
 
 __all__ = ["Actor", "Explorer", "Scene"]
 
@@ -22,10 +22,10 @@ STEP_TAKES_AT_MOST_S = 30
 
 @dataclass(frozen=True)
 class Actor:
-    """One process and what it does."""
+    """One sandbox and what it does."""
 
     name: str
-    act: Callable[[World, Process], Any]
+    act: Callable[[World, Sandbox], Any]
     strikes_at: int | None = None
     fault: Fault | None = None
     model_takes_s: float = 0
@@ -33,7 +33,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """Who meets, in which world, and what must hold afterwards, given each actor's answer."""
+    """The actors, their world, and the check of each actor's answer and of the end."""
 
     world: Callable[[], World]
     actors: tuple[Actor, ...]
@@ -52,8 +52,8 @@ class _Running:
         self._crash = False
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
-        wire = Wire(actor.strikes_at, actor.fault, before_each=self._before)
-        process = world.process(wire, model_takes_s=actor.model_takes_s)
+        network = Network(actor.strikes_at, actor.fault, before_each=self._before)
+        process = world.process(network, model_takes_s=actor.model_takes_s)
         self._thread = threading.Thread(target=self._run, args=(actor, world, process))
 
     def start(self) -> None:
@@ -61,7 +61,7 @@ class _Running:
         self._wait()
 
     def go(self, *, crash: bool) -> None:
-        """Takes the step that the actor waits for, or ends the actor before it."""
+        """Makes the call that the actor waits for, or kills the actor before it."""
         self._crash = crash
         self.waiting_for = None
         self._go.release()
@@ -70,7 +70,7 @@ class _Running:
     def _wait(self) -> None:
         assert self._stopped.acquire(timeout=STEP_TAKES_AT_MOST_S), f"{self.name} hangs"
 
-    def _run(self, actor: Actor, world: World, process: Process) -> None:
+    def _run(self, actor: Actor, world: World, process: Sandbox) -> None:
         try:
             self.answer = actor.act(world, process)
         except Killed:
@@ -80,7 +80,7 @@ class _Running:
         self._stopped.release()
 
     def _before(self, call: Call) -> None:
-        # The index is read partition by partition: one step, as all but one are empty.
+        # The index is read partition by partition; that is one step, as all but one are empty.
         same_list = call.operation == "query" and self._previous == call
         self._previous = call
         if same_list:
@@ -100,8 +100,8 @@ class _Decision:
 
 @dataclass
 class Explorer:
-    """Walks over all schedules of a scene. ``switches`` bounds how often the turn may be taken away
-    from an actor that could go on; without it there is no bound."""
+    """Runs all schedules of a scene. ``switches`` limits how often an actor that could continue is
+    preempted; without it there is no limit."""
 
     scene: Scene
     switches: int | None = None
@@ -110,7 +110,7 @@ class Explorer:
     _story: list[str] = field(default_factory=list)
 
     def explore(self) -> int:
-        """Runs every schedule; returns how many there were."""
+        """Runs every schedule; returns their number."""
         prefix: list[int] | None = []
         while prefix is not None:
             prefix = self._next(self.replay(prefix))
@@ -118,7 +118,7 @@ class Explorer:
         return self.explored
 
     def replay(self, choices: list[int]) -> list[_Decision]:
-        """Runs the schedule that begins with ``choices`` and always goes on with the first."""
+        """Runs the schedule that begins with ``choices`` and continues with the first choice."""
         with self.scene.world() as world:
             return self._replay(world, choices)
 

@@ -1,7 +1,6 @@
-"""The docs page in a real browser: what a person sees, clicks and hears read out.
+"""The docs page in a real browser: what a visitor sees and clicks, and what assistive tools read.
 
-Chromium is driven by its own driver against a local stack. Whatever it asks for that is not on this
-machine fails, and is counted.
+ChromeDriver drives Chromium against a local stack. Requests to any other host fail and are counted.
 """
 
 import json
@@ -34,15 +33,15 @@ _SWITCHES = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
-    # A page that glides to a button moves it away from the click.
+    # Smooth scrolling would move a button away from the click.
     "--force-prefers-reduced-motion",
-    # Nothing but this machine has an address.
+    # No other host can be resolved.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
 
 
 class Visitor:
-    """A person with a browser on the page of one stack."""
+    """A browser on the page of one stack."""
 
     def __init__(self, driver: webdriver.Chrome, stack: LocalStack) -> None:
         self.driver = driver
@@ -64,16 +63,16 @@ class Visitor:
         self.find(f'input[name="ratio"][value="{ratio}"]').send_keys(Keys.SPACE)
         self.find("#go").click()
 
-    def told(self, kind: str) -> str:
-        """What the page says in the end, which is ``good`` or ``bad``."""
+    def status(self, kind: str) -> str:
+        """The final status line, which must be ``good`` or ``bad``."""
         wait = WebDriverWait(self.driver, PATIENCE_S)
         wait.until(lambda _: self.find("#go").is_enabled() and self.find("#status").text)
-        status = self.find("#status")
-        assert kind in (status.get_attribute("class") or "").split(), status.text
-        return status.text
+        line = self.find("#status")
+        assert kind in (line.get_attribute("class") or "").split(), line.text
+        return line.text
 
     def picture(self) -> tuple[int, int]:
-        """Width and height of the picture that is shown, in its own pixels."""
+        """Width and height in pixels of the picture that is shown."""
         image = self.find("#canvas img")
         WebDriverWait(self.driver, PATIENCE_S).until(
             lambda _: self.driver.execute_script("return arguments[0].naturalWidth > 0", image)
@@ -82,8 +81,8 @@ class Visitor:
         width, height = self.driver.execute_script(size, image)
         return width, height
 
-    def complaints(self) -> list[str]:
-        """Errors in the console, apart from the refusals that a test has asked for."""
+    def console_errors(self) -> list[str]:
+        """Errors in the console, apart from the error responses that a test provokes."""
         entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]  # so in selenium
         return [
             entry["message"]
@@ -91,8 +90,8 @@ class Visitor:
             if entry["level"] == "SEVERE" and "Failed to load resource" not in entry["message"]
         ]
 
-    def strangers(self) -> set[str]:
-        """Hosts that the browser asked for something since the last time."""
+    def other_hosts(self) -> set[str]:
+        """Other hosts that the browser sent requests to since the last call."""
         entries = self.driver.get_log("performance")  # type: ignore[no-untyped-call]  # as above
         events = [json.loads(entry["message"])["message"] for entry in entries]
         urls = [
@@ -134,91 +133,80 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def visitor(browser: webdriver.Chrome, stack: LocalStack) -> Iterator[Visitor]:
-    """On the page, freshly opened; at the end nothing may have gone wrong behind the scenes."""
+    """On the freshly opened page; at the end there may be no console error and no other host."""
     visitor = Visitor(browser, stack)
     visitor.open()
     yield visitor
-    assert visitor.complaints() == []
-    assert visitor.strangers() == set()
+    assert visitor.console_errors() == []
+    assert visitor.other_hosts() == set()
 
 
 def test_a_prompt_becomes_a_picture_of_the_chosen_shape(visitor: Visitor) -> None:
     key = visitor.stack.open_account("painter", 100)
-
     visitor.ask("A hut in the snow", key, ratio="16:9")
-
-    said = visitor.told("good")
+    line = visitor.status("good")
     width, height = visitor.picture()
     assert width / height == pytest.approx(16 / 9, rel=0.02)
-    assert "for 5 credits" in said
-    assert "95 credits left" in said
+    assert "for 5 credits" in line
+    assert "95 credits left" in line
     assert visitor.find("#canvas img").get_attribute("alt") == "A hut in the snow"
 
 
-def test_the_time_runs_while_gemini_draws(visitor: Visitor) -> None:
+def test_a_clock_runs_while_gemini_draws(visitor: Visitor) -> None:
     visitor.ask("A hut [slow:1.5]")
-
     seen = set()
     ends_at = time.monotonic() + 1.2
     while time.monotonic() < ends_at:
         seen |= {each.text for each in visitor.driver.find_elements(By.CSS_SELECTOR, ".clock")}
         assert not visitor.find("#go").is_enabled()
     assert len(seen) > 3
-    visitor.told("good")
+    visitor.status("good")
 
 
-def test_the_same_request_is_shown_for_the_shell_and_without_the_key(visitor: Visitor) -> None:
+def test_the_request_is_shown_as_a_curl_command_without_the_key(visitor: Visitor) -> None:
     visitor.ask("It's a 'quoted' hut", ratio="9:16")
-    visitor.told("good")
-
+    visitor.status("good")
     shown = visitor.find("#curl").get_attribute("textContent") or ""
-
     assert visitor.stack.api_key not in shown
     assert f"curl -sS {visitor.stack.url}/api/v1/models/gemini/generate" in shown
     assert '"aspectRatio":"9:16"' in shown
     assert r"It'\''s a '\''quoted'\'' hut" in shown
 
 
-def test_a_refused_prompt_is_explained_and_the_refund_is_said(visitor: Visitor) -> None:
+def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> None:
     key = visitor.stack.open_account("refused", 100)
-
     visitor.ask("A hut [fail:safety]", key)
-
-    said = visitor.told("bad")
-    assert "Content policy violation" in said
-    assert "Your credits are refunded" in said
+    line = visitor.status("bad")
+    assert "Content policy violation" in line
+    assert "Your credits are refunded" in line
     visitor.ask("A hut", key)
-    assert "95 credits left" in visitor.told("good")
+    assert "95 credits left" in visitor.status("good")
 
 
-def test_an_empty_account_hears_what_is_missing(visitor: Visitor) -> None:
+def test_an_empty_account_shows_the_missing_credits(visitor: Visitor) -> None:
     visitor.ask("A hut", visitor.stack.open_account("empty", 3))
-
-    said = visitor.told("bad")
-    assert "3 of the 5" in said
-    assert "Nothing was charged" in said
-
-
-def test_a_wrong_key_is_told_apart_from_everything_else(visitor: Visitor) -> None:
-    visitor.ask("A hut", "gg_nobody_not-a-key")
-
-    assert "This API key is not valid" in visitor.told("bad")
+    line = visitor.status("bad")
+    assert "3 of the 5" in line
+    assert "Nothing was charged" in line
 
 
-def test_without_a_key_nothing_is_sent_and_the_field_is_shown(visitor: Visitor) -> None:
+def test_a_wrong_key_has_its_own_message(visitor: Visitor) -> None:
+    visitor.ask("A hut", "gg_unknown_not-a-key")
+    assert "This API key is not valid" in visitor.status("bad")
+
+
+def test_without_a_key_no_request_is_sent_and_the_field_gets_focus(visitor: Visitor) -> None:
     visitor.find("#prompt").send_keys("A hut")
     visitor.find("#go").click()
-
-    assert visitor.told("bad") == "Paste an API key first."
+    assert visitor.status("bad") == "Paste an API key first."
     assert visitor.driver.switch_to.active_element == visitor.find("#key")
 
 
-def test_the_last_pictures_are_there_as_thumbnails(visitor: Visitor) -> None:
+def test_the_latest_pictures_are_shown_as_thumbnails(visitor: Visitor) -> None:
     key = visitor.stack.open_account("collector", 100)
     for prompt in ("First", "Second"):
         visitor.ask(prompt, key)
-        visitor.told("good")
-
+        visitor.status("good")
     WebDriverWait(visitor.driver, PATIENCE_S).until(
         lambda driver: len(driver.find_elements(By.CSS_SELECTOR, "#strip img")) == 2
     )
@@ -226,10 +214,9 @@ def test_the_last_pictures_are_there_as_thumbnails(visitor: Visitor) -> None:
     assert [each.get_attribute("alt") for each in thumbnails] == ["Second", "First"]
 
 
-def test_the_key_stays_in_the_tab(visitor: Visitor) -> None:
+def test_the_key_is_kept_in_the_tab_only(visitor: Visitor) -> None:
     visitor.ask("A hut")
-    visitor.told("good")
-
+    visitor.status("good")
     visitor.driver.refresh()
     assert visitor.find("#key").get_attribute("value") == visitor.stack.api_key
     visitor.driver.switch_to.new_window("tab")
@@ -245,13 +232,12 @@ def test_everything_can_be_done_with_the_keyboard_alone(visitor: Visitor) -> Non
     visitor.find("#key").click()
     chain.send_keys(visitor.stack.api_key, Keys.TAB, "A hut", Keys.TAB)
     chain.send_keys(Keys.ARROW_RIGHT, Keys.TAB, Keys.ENTER).perform()
-
-    visitor.told("good")
+    visitor.status("good")
     width, height = visitor.picture()
     assert width / height == pytest.approx(2 / 3, rel=0.03)
 
 
-def test_the_languages_of_the_examples_can_be_leafed_through(visitor: Visitor) -> None:
+def test_the_examples_can_be_switched_by_language(visitor: Visitor) -> None:
     def shown() -> list[str]:
         panels = visitor.driver.find_elements(By.CSS_SELECTOR, '[role="tabpanel"]')
         return [panel.get_attribute("id") or "" for panel in panels if panel.is_displayed()]
@@ -265,7 +251,7 @@ def test_the_languages_of_the_examples_can_be_leafed_through(visitor: Visitor) -
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_nobody_is_shut_out_at_any_size_in_light_and_dark(
+def test_the_page_is_accessible_at_any_size_in_light_and_dark(
     size: str, scheme: str, stack: LocalStack
 ) -> None:
     dark = ("--force-dark-mode", "--enable-features=WebUIDarkMode") if scheme == "dark" else ()
@@ -275,7 +261,7 @@ def test_nobody_is_shut_out_at_any_size_in_light_and_dark(
         visitor = Visitor(driver, stack)
         visitor.open()
         visitor.ask("A hut [fail:safety]")
-        visitor.told("bad")
+        visitor.status("bad")
 
         overflow = "return document.documentElement.scrollWidth - window.innerWidth"
         assert driver.execute_script(overflow) <= 0, "the page scrolls sideways"
@@ -288,5 +274,5 @@ def test_nobody_is_shut_out_at_any_size_in_light_and_dark(
             for fault in found["violations"]
         ]
         assert faults == []
-        assert visitor.complaints() == []
-        assert visitor.strangers() == set()
+        assert visitor.console_errors() == []
+        assert visitor.other_hosts() == set()

@@ -1,4 +1,4 @@
-"""The bucket's client as an operator configures it: S3, or R2 with credentials of its own."""
+"""The client of the bucket as an operator configures it: S3, or R2 with its own credentials."""
 
 import json
 from collections.abc import Iterator
@@ -61,9 +61,7 @@ def test_r2_gets_its_own_credentials_the_region_auto_and_no_trailing_checksum(
 
 
 @pytest.mark.parametrize("secret", ["nonsense", "no-such-secret"])
-def test_credentials_that_can_not_be_used_are_a_store_that_can_not_be_reached(
-    aws: EmbeddedAws, secret: str
-) -> None:
+def test_unusable_credentials_make_the_store_unreachable(aws: EmbeddedAws, secret: str) -> None:
     images = Images(store(aws, secret), BUCKET, "https://images.example", sleep=lambda _s: None)
     with pytest.raises(StorageUnreachable):
         images.prepare()

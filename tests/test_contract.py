@@ -1,7 +1,7 @@
 """The HTTP contract of the paid route, word for word, as a client on a socket sees it.
 
-Twice: with the handlers in this process and moto's DynamoDB, and (marked ``real``) with the built
-artifact in Lambda's own runtime and Amazon's DynamoDB Local.
+It runs twice: with the handlers in this process and moto's DynamoDB, and (marked ``real``) with the
+built artifact in Lambda's own runtime and Amazon's DynamoDB Local.
 """
 
 import base64
@@ -36,8 +36,8 @@ from tests.customer import (
     RATIOS,
     SENTENCE,
     TEXT,
-    Answer,
     Customer,
+    Reply,
     assert_bad_request,
     assert_rate_limited,
     assert_replayed,
@@ -62,9 +62,11 @@ PROMPT_MISSING = {"error": "Missing required field: prompt (string)"}
 NOT_AUTHENTICATED = {"error": "Invalid or missing API key"}
 BODY_LIMIT = 64 * 1024
 NESTING = 60_000
+HUGE = b"9" * 60_000
+DEEP = b"[" * (NESTING // 2) + b"]" * (NESTING // 2)
 # API Gateway hands a JSON body to the function as text, and one of an unknown type as base64.
 BODY_FORMS = pytest.mark.parametrize("form", [TEXT, BASE64], ids=["text", "base64"])
-# The way in which the stand-in misbehaves, if it is not over at once.
+# The failures of the stand-in that take their time.
 LONG = frozenset({"hang", "hang-after-headers", "drip", "drip-headers", "slow"})
 
 
@@ -75,8 +77,8 @@ def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def beside_the_others(request: pytest.FixtureRequest) -> None:
-    """Starts ``debug_process`` first, if a test of this run wants it: it takes another core."""
+def start_debug_process_first(request: pytest.FixtureRequest) -> None:
+    """Starts ``debug_process`` first if a test of this run needs it: it takes another core."""
     if any("debug_run" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("debug_process")
 
@@ -105,7 +107,7 @@ def debug_process(
 
 @pytest.fixture(scope="module")
 def visitor(stack: LocalStack) -> Iterator[Customer]:
-    """One customer for all requests that must cost nothing and leave nothing behind."""
+    """A customer whose requests must all cost nothing and leave nothing behind."""
     only = Customer(stack)
     yield only
     assert (only.balance(), only.stored()) == (100, [])
@@ -115,10 +117,10 @@ def visitor(stack: LocalStack) -> Iterator[Customer]:
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_a_success_is_four_fields_and_one_png_of_the_shape_asked_for(
-    customer: Customer, ratio: str
+def test_a_success_is_four_fields_and_one_png_of_the_requested_shape(
+    stack: LocalStack, customer: Customer, ratio: str
 ) -> None:
-    before_ms = time.time() * 1000
+    before_ms = int(time.time() * 1000)
 
     answer = customer.generate(aspectRatio=ratio)
 
@@ -133,36 +135,15 @@ def test_a_success_is_four_fields_and_one_png_of_the_shape_asked_for(
     wanted_width, wanted_height = (int(side) for side in ratio.split(":"))
     assert width * wanted_height == height * wanted_width
     assert customer.balance() == 95
-    assert len(customer.stored()) == 1
 
-
-def test_an_image_is_stored_once_under_its_organisation_and_its_time(customer: Customer) -> None:
-    before_ms = int(time.time() * 1000)
-
-    url = customer.generate().json()["imageUrl"]
-
-    path = urlsplit(url).path
-    found = re.fullmatch(
-        rf"/images/(generated/gemini/{customer.organisation}/(\d{{13}})\.png)", path
-    )
-    assert found, path
-    assert before_ms <= int(found[2]) <= time.time() * 1000
-    assert customer.stored() == [found[1]]
-
-
-def test_a_stored_image_is_a_png_that_caches_may_keep_for_ever(
-    stack: LocalStack, customer: Customer
-) -> None:
-    url = customer.generate().json()["imageUrl"]
     (key,) = customer.stored()
-
+    assert urlsplit(body["imageUrl"]).path == f"/images/{key}"
+    found = re.fullmatch(rf"generated/gemini/{customer.organisation}/(\d{{13}})\.png", key)
+    assert found, key
+    assert before_ms <= int(found[1]) <= time.time() * 1000
     stored = stack.aws.client("s3").head_object(Bucket=stack.bucket, Key=key)
-    served = fetch(url)
-
-    assert stored["ContentType"] == served.headers["content-type"] == "image/png"
-    caching = "public, max-age=31536000, immutable"
-    assert stored["CacheControl"] == served.headers["cache-control"] == caching
-    assert len(served.body) == stored["ContentLength"]
+    assert stored["CacheControl"] == "public, max-age=31536000, immutable"
+    assert fetch(body["imageUrl"]).headers["cache-control"] == stored["CacheControl"]
 
 
 @BODY_FORMS
@@ -175,27 +156,24 @@ def test_a_missing_or_null_ratio_is_a_square(
     customer: Customer, fields: dict[str, object], form: str
 ) -> None:
     answer = customer.post(json.dumps({"prompt": "A fox", **fields}).encode(), form)
-
     assert answer.status == 200
     width, height = picture_at(answer.json()["imageUrl"]).size
     assert width == height
 
 
+NUMBERS = ["1e400", "-1e400", "9" * 4_000, "0." + "1" * 60_000, "-0"]
+
+
 @BODY_FORMS
-def test_unknown_fields_are_ignored_whatever_is_in_them(customer: Customer, form: str) -> None:
-    others = {"model": "gemini-2.0-flash", "n": 4, "": None, "Prompt": 1, "aspect_ratio": "7:1"}
-
-    answer = customer.post(json.dumps({**others, "prompt": "A fox"}).encode(), form)
-
-    assert answer.status == 200
-    assert customer.balance() == 95
-
-
-@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 4_000, "0." + "1" * 60_000, "-0"])
-def test_any_json_number_in_an_unknown_field_is_ignored(customer: Customer, number: str) -> None:
-    answer = customer.post(b'{"prompt": "A fox", "seed": ' + number.encode() + b"}")
-
+@pytest.mark.parametrize("value", ['{"a": [null]}', '""', *NUMBERS], ids=lambda value: value[:9])
+def test_unknown_fields_are_ignored_whatever_their_value(
+    customer: Customer, value: str, form: str
+) -> None:
+    names = ("model", "n", "", "Prompt", "aspect_ratio")
+    others = ", ".join(f'"{name}": {value}' for name in names if len(value) < 100 or name == "n")
+    answer = customer.post(f'{{{others}, "prompt": "A fox"}}'.encode(), form)
     assert answer.status == 200, answer
+    assert customer.balance() == 95
 
 
 PROMPTS = {
@@ -210,244 +188,152 @@ PROMPTS = {
     "combining marks": "Z" + "\u0301" * 200,
     "one character": "x",
     "blank at both ends": "  A fox \n",
-    "a directive of no meaning": "[nothing:here]",
+    "an unknown directive": "[nothing:here]",
+    **{f"4,000 of U+{ord(each):X}": each * 4_000 for each in "xé🦊"},
 }
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_a_prompt_of_any_characters_reaches_the_model_as_it_is(
+def test_a_prompt_of_any_characters_reaches_the_model_unchanged(
     stack: LocalStack, customer: Customer, prompt: str
 ) -> None:
     escaped = json.dumps({"prompt": prompt}).encode()
     verbatim = json.dumps({"prompt": prompt}, ensure_ascii=False).encode()
-
     answers = [customer.post(escaped, TEXT), customer.post(verbatim, BASE64)]
-
     assert [answer.status for answer in answers] == [200, 200], answers
     assert prompts_sent(stack)[-2:] == [prompt, prompt]
     assert (customer.balance(), len(customer.stored())) == (90, 2)
 
 
-@pytest.mark.parametrize("character", ["x", "é", "🦊"], ids=["ASCII", "two bytes", "four bytes"])
-def test_a_prompt_may_have_4000_characters(customer: Customer, character: str) -> None:
-    raw = json.dumps({"prompt": character * 4_000}, ensure_ascii=False).encode()
-
-    assert customer.post(raw).status == 200
-
-
 # 400
 
 
-def bodies(**named: object) -> dict[str, bytes]:
-    return {name.replace("_", " "): json.dumps(body).encode() for name, body in named.items()}
-
-
-WITHOUT_PROMPT = {
-    **bodies(
-        missing={},
-        only_a_ratio={"aspectRatio": "16:9"},
-        another_case={"Prompt": "A fox"},
-        an_integer={"prompt": 5},
-        a_fraction={"prompt": 1.5},
-        null={"prompt": None},
-        a_list={"prompt": ["A fox"]},
-        an_empty_list={"prompt": []},
-        an_object={"prompt": {"text": "A fox"}},
-        true={"prompt": True},
-        false={"prompt": False},
-        empty={"prompt": ""},
-        spaces={"prompt": "   "},
-        tabs_and_lines={"prompt": "\t\r\n \v\f"},
-        unicode_spaces={"prompt": "\u00a0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"},
-        blank_and_a_ratio={"prompt": " ", "aspectRatio": "16:9"},
-        a_blank_longer_than_any_prompt={"prompt": " " * 5_000},
-    ),
-    "a large integer": b'{"prompt": ' + b"9" * 4_000 + b"}",
-    "a number beyond any float": b'{"prompt": 1e999}',
-    "a second prompt that is a number": b'{"prompt": "A fox", "prompt": 5}',
-}
+WITHOUT_PROMPT = [
+    *(b"{}", b'{"aspectRatio": "16:9"}', b'{"Prompt": "A fox"}', b'{"prompt": 5}'),
+    *(b'{"prompt": 1.5}', b'{"prompt": null}', b'{"prompt": ["A fox"]}', b'{"prompt": []}'),
+    *(b'{"prompt": {"text": "A fox"}}', b'{"prompt": true}', b'{"prompt": false}'),
+    *(b'{"prompt": ""}', b'{"prompt": "   "}', rb'{"prompt": "\t\r\n \u000b\f"}'),
+    rb'{"prompt": "\u00a0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"}',
+    *(b'{"prompt": " ", "aspectRatio": "16:9"}', b'{"prompt": "' + b" " * 5_000 + b'"}'),
+    *(b'{"prompt": ' + b"9" * 4_000 + b"}", b'{"prompt": 1e999}'),
+    b'{"prompt": "A fox", "prompt": 5}',
+]
 
 
 @BODY_FORMS
-@pytest.mark.parametrize("body", WITHOUT_PROMPT.values(), ids=WITHOUT_PROMPT)
-def test_a_request_without_a_prompt_is_told_so_in_the_words_of_the_reference(
+@pytest.mark.parametrize("body", WITHOUT_PROMPT, ids=lambda body: repr(body[:40]))
+def test_a_request_without_a_prompt_is_refused_in_the_words_of_the_reference(
     visitor: Customer, body: bytes, form: str
 ) -> None:
     answer = visitor.post(body, form)
-
     assert (answer.status, answer.json()) == (400, PROMPT_MISSING)
     assert visitor.balance() == 100
 
 
-WRONG_RATIOS = bodies(
-    an_unknown_one={"aspectRatio": "7:5"},
-    a_word={"aspectRatio": "square"},
-    blanks_around={"aspectRatio": " 16:9 "},
-    a_leading_zero={"aspectRatio": "16:09"},
-    another_separator={"aspectRatio": "16/9"},
-    full_width_digits={"aspectRatio": "\uff11:\uff11"},
-    a_line_end={"aspectRatio": "1:1\n"},
-    empty={"aspectRatio": ""},
-    a_number={"aspectRatio": 1},
-    a_fraction={"aspectRatio": 1.78},
-    true={"aspectRatio": True},
-    a_list={"aspectRatio": ["1:1"]},
-    an_object={"aspectRatio": {"width": 1, "height": 1}},
-)
+WRONG_RATIOS: list[object] = [
+    *("7:5", "square", " 16:9 ", "16:09", "16/9", "\uff11:\uff11", "1:1\n", "", 1, 1.78, True),
+    *(["1:1"], {"width": 1, "height": 1}),
+]
 
 
 @BODY_FORMS
-@pytest.mark.parametrize("body", WRONG_RATIOS.values(), ids=WRONG_RATIOS)
-def test_a_ratio_outside_the_ten_is_answered_with_the_ten(
-    visitor: Customer, body: bytes, form: str
+@pytest.mark.parametrize("ratio", WRONG_RATIOS, ids=ascii)
+def test_a_ratio_outside_the_ten_is_refused_and_the_ten_are_named(
+    visitor: Customer, ratio: object, form: str
 ) -> None:
-    raw = json.dumps({"prompt": "A fox", **json.loads(body)}).encode()
-
+    raw = json.dumps({"prompt": "A fox", "aspectRatio": ratio}).encode()
     answer = visitor.post(raw, form)
-
     assert_bad_request(answer, "aspectRatio")
     assert re.findall(r"\d+:\d+", answer.json()["error"]) == list(RATIOS)
     assert visitor.balance() == 100
 
 
-# Each with the word that makes its sentence clear.
+FOX = '{"prompt": "A fox"}'
+# By a word that the answer must contain.
 UNREADABLE = {
-    "empty": (b"", ""),
-    "blank": (b" \n", "JSON"),
-    "a word": (b"fox", "JSON"),
-    "a form": (b"prompt=A+fox", "JSON"),
-    "cut short": (b'{"prompt": "A fox"', "JSON"),
-    "something after it": (b'{"prompt": "A fox"} {}', "JSON"),
-    "single quotes": (b"{'prompt': 'A fox'}", "JSON"),
-    "a comma too many": (b'{"prompt": "A fox",}', "JSON"),
-    "a comment": (b'{"prompt": "A fox"} // please', "JSON"),
-    "a line end in a string": (b'{"prompt": "A\nfox"}', "JSON"),
-    "a NUL after it": (b'{"prompt": "A fox"}\x00', "JSON"),
-    "NaN for a prompt": (b'{"prompt": NaN}', "JSON"),
-    "NaN elsewhere": (b'{"prompt": "A fox", "seed": NaN}', "JSON"),
-    "Infinity": (b'{"prompt": "A fox", "seed": -Infinity}', "JSON"),
-    # RFC 8259 lets a reader limit the digits of a number.
-    "a huge integer for a prompt": (b'{"prompt": ' + b"9" * 60_000 + b"}", ""),
-    "a huge integer elsewhere": (b'{"prompt": "A fox", "seed": ' + b"9" * 60_000 + b"}", ""),
-    "an array": (b'[{"prompt": "A fox"}]', "object"),
-    "a string": (b'"A fox"', "object"),
-    "a number": (b"5", "object"),
-    "null": (b"null", "object"),
-    "true": (b"true", "object"),
-    "Latin-1": ('{"prompt": "Füchse"}'.encode("latin-1"), "UTF-8"),
-    "an overlong encoding": (b'{"prompt": "A \xc0\xaf fox"}', "UTF-8"),
-    "an encoded surrogate": (b'{"prompt": "A \xed\xa0\x80 fox"}', "UTF-8"),
-    "UTF-16": ('{"prompt": "A fox"}'.encode("utf-16"), "UTF-8"),
-    "UTF-16 without a mark": ('{"prompt": "A fox"}'.encode("utf-16-le"), ""),
-    "UTF-32": ('{"prompt": "A fox"}'.encode("utf-32"), "UTF-8"),
-    "a byte order mark": ('{"prompt": "A fox"}'.encode("utf-8-sig"), ""),
-    "a lone high surrogate": (b'{"prompt": "A \\ud800 fox"}', ""),
-    "a lone low surrogate": (b'{"prompt": "A \\udc00 fox"}', ""),
-    "surrogates the wrong way round": (b'{"prompt": "\\udd8a\\ud83e"}', ""),
-    "gzip": (b"\x1f\x8b\x08\x00" + zlib.compress(b'{"prompt": "A fox"}'), "UTF-8"),
-    "open brackets": (b"[" * NESTING, ""),
-    "open braces": (b'{"a":' * (NESTING // 5), ""),
-    "a deep array": (b"[" * (NESTING // 2) + b"]" * (NESTING // 2), ""),
-    "a deep prompt": (
-        b'{"prompt": ' + b"[" * (NESTING // 2) + b"]" * (NESTING // 2) + b"}",
-        "",
-    ),
-    "a deep unknown field": (
-        b'{"prompt": "A fox", "a": ' + b"[" * (NESTING // 2) + b"]" * (NESTING // 2) + b"}",
-        "",
-    ),
+    "JSON": [
+        *(b" \n", b"fox", b"prompt=A+fox", b'{"prompt": "A fox"', b'{"prompt": "A fox"} {}'),
+        *(b"{'prompt': 'A fox'}", b'{"prompt": "A fox",}', b'{"prompt": "A fox"} // please'),
+        *(b'{"prompt": "A\nfox"}', b'{"prompt": "A fox"}\x00', b'{"prompt": NaN}'),
+        *(b'{"prompt": "A fox", "seed": NaN}', b'{"prompt": "A fox", "seed": -Infinity}'),
+    ],
+    "object": [b'[{"prompt": "A fox"}]', b'"A fox"', b"5", b"null", b"true"],
+    "UTF-8": [
+        *('{"prompt": "Füchse"}'.encode("latin-1"), FOX.encode("utf-16"), FOX.encode("utf-32")),
+        # An overlong encoding, an encoded surrogate, gzip.
+        *(b'{"prompt": "A \xc0\xaf fox"}', b'{"prompt": "A \xed\xa0\x80 fox"}'),
+        b"\x1f\x8b\x08\x00" + zlib.compress(FOX.encode()),
+    ],
+    "4000": [f'{{"prompt": "{each * 4_001}"}}'.encode() for each in "xé🦊"],
+    "": [
+        *(b"", FOX.encode("utf-16-le"), FOX.encode("utf-8-sig")),
+        # RFC 8259 allows a reader to limit the digits of a number.
+        *(b'{"prompt": ' + HUGE + b"}", b'{"prompt": "A fox", "seed": ' + HUGE + b"}"),
+        *(b'{"prompt": "A \\ud800 fox"}', b'{"prompt": "A \\udc00 fox"}'),
+        *(b'{"prompt": "\\udd8a\\ud83e"}', b"[" * NESTING, b'{"a":' * (NESTING // 5), DEEP),
+        *(b'{"prompt": ' + DEEP + b"}", b'{"prompt": "A fox", "a": ' + DEEP + b"}"),
+    ],
 }
 
 
 @BODY_FORMS
-@pytest.mark.parametrize(("body", "word"), UNREADABLE.values(), ids=UNREADABLE)
-def test_a_body_that_cant_be_read_is_told_why_in_one_sentence(
+@pytest.mark.parametrize(
+    ("word", "body"),
+    [(word, body) for word, some in UNREADABLE.items() for body in some],
+    ids=lambda value: ascii(value[:30]),
+)
+def test_an_unreadable_body_is_refused_with_one_sentence(
     visitor: Customer, body: bytes, word: str, form: str
 ) -> None:
     answer = visitor.post(body, form)
-
     assert_bad_request(answer, word)
     assert visitor.balance() == 100
 
 
-BROKEN_BASE64 = {
-    "foreign characters": "*#*eyJwcm9tcHQiOiAiQSBmb3gifQ==",
-    "padding missing": base64.b64encode(b'{"prompt": "A fox"}').decode().rstrip("="),
-    "padding in the middle": "eyJw=cm9tcHQiOiAiQSBmb3gifQ==",
-    "one character": "e",
-    "not ASCII": "eyJwcm9tcHQiOiAiQSBmb3gifQ==é",
-    "plain JSON": '{"prompt": "A fox"}',
+# Events that no gateway on a socket would make: body, whether it is base64, Idempotency-Key, and a
+# word of the answer.
+BAD_EVENTS: dict[str, tuple[str | None, bool, str | None, str]] = {
+    "foreign characters": ("*#*eyJwcm9tcHQiOiAiQSBmb3gifQ==", True, None, "base64"),
+    "padding missing": (base64.b64encode(FOX.encode()).decode().rstrip("="), True, None, "base64"),
+    "padding in the middle": ("eyJw=cm9tcHQiOiAiQSBmb3gifQ==", True, None, "base64"),
+    "one character": ("e", True, None, "base64"),
+    "base64 that is not ASCII": ("eyJwcm9tcHQiOiAiQSBmb3gifQ==é", True, None, "base64"),
+    "plain JSON for base64": (FOX, True, None, "base64"),
+    **{f"no body, base64 {flag}": (None, flag, None, "") for flag in (True, False)},
+    **{f"an empty body, base64 {flag}": ("", flag, None, "") for flag in (True, False)},
+    "half a surrogate pair": ('{"prompt": "A \ud800 fox"}', False, None, ""),
+    **{
+        f"the key {key!a}": (FOX, False, key, "Idempotency-Key")
+        for key in ("a\x00b", "a\nb", "a\x7fb", "\u20ac", "\x1f", "a\r\n", "")
+    },
 }
 
 
-@pytest.mark.parametrize("body", BROKEN_BASE64.values(), ids=BROKEN_BASE64)
-def test_an_event_with_broken_base64_is_told_so(visitor: Customer, body: str) -> None:
-    answer = visitor.invoke(body, is_base64=True)
-
-    assert_bad_request(answer, "base64")
+@pytest.mark.parametrize("name", BAD_EVENTS)
+def test_a_malformed_event_is_a_bad_request(visitor: Customer, name: str) -> None:
+    body, is_base64, key, word = BAD_EVENTS[name]
+    headers = {} if key is None else {"idempotency-key": key}
+    assert_bad_request(visitor.invoke(body, is_base64=is_base64, headers=headers), word)
     assert visitor.balance() == 100
 
 
-@pytest.mark.parametrize("is_base64", [False, True], ids=["text", "base64"])
-@pytest.mark.parametrize("body", [None, ""], ids=["no body", "an empty body"])
-def test_an_event_without_a_body_is_a_bad_request(
-    visitor: Customer, body: object, *, is_base64: bool
-) -> None:
-    assert_bad_request(visitor.invoke(body, is_base64=is_base64))
-
-    without_the_field = event_of(
-        None, is_base64=is_base64, headers={"authorization": f"Bearer {visitor.key}"}
-    )
-    del without_the_field["body"]
-    assert_bad_request(invoke(visitor.stack, without_the_field))
-    assert visitor.balance() == 100
+def test_an_event_without_the_field_body_is_a_bad_request(visitor: Customer) -> None:
+    headers = {"authorization": f"Bearer {visitor.key}"}
+    event = event_of(None, is_base64=False, headers=headers)
+    del event["body"]
+    assert_bad_request(invoke(visitor.stack, event))
 
 
-def test_an_event_whose_text_holds_half_a_surrogate_pair_is_a_bad_request(
-    visitor: Customer,
-) -> None:
-    assert_bad_request(visitor.invoke('{"prompt": "A \ud800 fox"}', is_base64=False))
-
-    assert visitor.balance() == 100
-
-
-def test_an_event_with_a_body_of_whole_base64_works(customer: Customer) -> None:
-    body = base64.b64encode(b'{"prompt": "A fox"}').decode()
-
-    answer = customer.invoke(body, is_base64=True)
-
-    assert answer.status == 200
-    assert customer.balance() == 95
-
-
-@BODY_FORMS
-@pytest.mark.parametrize("character", ["x", "é", "🦊"], ids=["ASCII", "two bytes", "four bytes"])
-def test_a_prompt_of_4001_characters_is_told_the_limit(
-    visitor: Customer, character: str, form: str
-) -> None:
-    raw = json.dumps({"prompt": character * 4_001}, ensure_ascii=False).encode()
-
-    answer = visitor.post(raw, form)
-
-    assert_bad_request(answer)
-    assert re.search(r"\b4,?000\b", answer.json()["error"]), answer
-    assert visitor.balance() == 100
-
-
-def test_of_a_field_that_comes_twice_the_last_counts(stack: LocalStack, customer: Customer) -> None:
+def test_the_last_of_two_equal_fields_counts(stack: LocalStack, customer: Customer) -> None:
     answer = customer.post(b'{"prompt": "A cat", "prompt": "A fox of the second field"}')
-
     assert answer.status == 200
     assert prompts_sent(stack)[-1] == "A fox of the second field"
 
 
-def test_nothing_of_a_refused_request_reaches_the_model(
-    stack: LocalStack, visitor: Customer
-) -> None:
+def test_a_refused_request_does_not_reach_the_model(stack: LocalStack, visitor: Customer) -> None:
     visitor.generate("Refused for its ratio", aspectRatio="7:5")
     visitor.generate("Refused for its key", idempotency_key="k" * 256)
     Customer(stack, 4).generate("Refused for its balance")
-
     assert not [prompt for prompt in prompts_sent(stack) if prompt.startswith("Refused")]
 
 
@@ -491,44 +377,28 @@ def bearer(value: str) -> list[tuple[str, str]]:
     return [("Authorization", f"Bearer {value}")]
 
 
-def wrong_credentials(stack: LocalStack, real: Customer) -> dict[str, list[tuple[str, str]]]:
+def wrong_credentials(stack: LocalStack, real: Customer) -> list[list[tuple[str, str]]]:
     key, organisation = real.key, real.organisation
     other_last = "0" if key[-1] != "0" else "1"
-    unknown = "nobody-has-this-name"
     in_basic = base64.b64encode(f"{organisation}:{key}".encode()).decode()
     secret = key.removeprefix(f"gg_{organisation}_")[:43]
-    revoked, expired = "2026-02-01T00:00:00Z", "2026-02-01T00:00:00Z"
-    return {
-        "no header": [],
-        "an empty header": [("Authorization", "")],
-        "a scheme alone": [("Authorization", "Bearer")],
-        "a key alone": [("Authorization", key)],
-        "another scheme": [("Authorization", f"Token {key}")],
-        "basic": [("Authorization", f"Basic {in_basic}")],
-        "no blank": [("Authorization", f"Bearer{key}")],
-        "two keys": bearer(f"{key} {key}"),
-        "two headers": bearer(key) + bearer(key),
-        "quotes": bearer(f'"{key}"'),
-        "a parameter": bearer(f"key={key}"),
-        "a prefix alone": bearer("gg_"),
-        "nothing but underscores": bearer("_" * 60),
-        "cut short": bearer(key[:-1]),
-        "too long": bearer(key + "0"),
-        "another checksum": bearer(key[:-1] + other_last),
-        "another case": bearer(key.upper()),
-        "not ours": bearer("sk-proj-0123456789abcdefghijklmnopqrstuvwxyz0123456789"),
-        "not ASCII": bearer("gg_\xe9\xff_" + "x" * 49),
-        "very long": bearer("gg_x_" + "x" * 8_000),
-        "never issued": bearer(key_of(organisation)),
-        "of nobody": bearer(key_of(unknown)),
-        "of another organisation": bearer(key_of(stack.organisation, secret)),
-        "an organisation that is a path": bearer(key_of("../" + organisation)),
-        "an organisation in capitals": bearer(key_of(organisation.upper())),
-        "revoked": bearer(register(stack, revokedAt=revoked).key),
-        "expired": bearer(register(stack, expiresAt=expired).key),
-        "in another header": [("X-Api-Key", key)],
-        "in a cookie": [("Cookie", f"Authorization=Bearer {key}")],
-    }
+    past = "2026-02-01T00:00:00Z"
+    values = ["", "Bearer", key, f"Token {key}", f"Basic {in_basic}", f"Bearer{key}"]
+    keys = [
+        *(f"{key} {key}", f'"{key}"', f"key={key}", "gg_", "_" * 60, key[:-1], key + "0"),
+        *(key[:-1] + other_last, key.upper(), "sk-proj-" + "0123456789abcdef" * 3),
+        *("gg_\xe9\xff_" + "x" * 49, "gg_x_" + "x" * 8_000),
+        # Never issued, of an unknown organisation, and of another one.
+        *(key_of(organisation), key_of("unknown"), key_of(stack.organisation, secret)),
+        *(key_of("../" + organisation), key_of(organisation.upper())),
+        *(register(stack, revokedAt=past).key, register(stack, expiresAt=past).key),
+    ]
+    return [
+        *([], bearer(key) + bearer(key), [("X-Api-Key", key)]),
+        [("Cookie", f"Authorization=Bearer {key}")],
+        *([("Authorization", value)] for value in values),
+        *map(bearer, keys),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -541,52 +411,42 @@ def wrong_credentials(stack: LocalStack, real: Customer) -> dict[str, list[tuple
     ],
     ids=["a good body", "a bad body", "a body over the limit", "the balance"],
 )
-def test_whatever_is_wrong_with_the_credentials_the_answer_is_the_same_401(
+def test_any_wrong_credentials_get_the_same_401(
     stack: LocalStack, customer: Customer, method: str, path: str, body: bytes | None
 ) -> None:
-    for form in wrong_credentials(stack, customer).items():
-        name, headers = form
+    for headers in wrong_credentials(stack, customer):
         answer = fetch(stack.url + path, method, body, [("Content-Type", TEXT), *headers])
-
-        assert (answer.status, answer.json()) == (401, NOT_AUTHENTICATED), (name, answer)
+        assert (answer.status, answer.json()) == (401, NOT_AUTHENTICATED), headers
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-error-code"] == "unauthorized"
         assert answer.headers["x-request-id"]
         if path == GENERATE:
             assert_well_formed(answer)
-
     assert (customer.balance(), customer.stored()) == (100, [])
 
 
-def test_a_key_in_the_address_is_no_credential(stack: LocalStack, customer: Customer) -> None:
+def test_a_key_in_the_query_string_is_ignored(stack: LocalStack, customer: Customer) -> None:
     for name in ("key", "api_key", "access_token", "authorization"):
         url = f"{stack.url}{GENERATE}?{name}={customer.key}"
         assert fetch(url, "POST", b'{"prompt": "A fox"}').status == 401
 
 
-def test_a_key_written_by_the_published_format_is_good(stack: LocalStack) -> None:
+def test_a_key_of_the_published_format_is_accepted(stack: LocalStack) -> None:
     customer = register(stack, expiresAt="2999-01-01T00:00:00Z")
-
     assert customer.generate().status == 200
     assert customer.balance() == 95
-
-
-def test_the_name_of_the_scheme_may_be_in_any_case(stack: LocalStack, customer: Customer) -> None:
-    for scheme in ("bearer", "BEARER"):
-        headers = {"Authorization": f"{scheme} {customer.key}"}
-        assert fetch(stack.url + CREDITS, headers=headers).status == 200
 
 
 # 402
 
 
 @pytest.mark.parametrize("credits_", [0, 4])
-def test_a_balance_below_the_price_is_named_and_left_alone(
+def test_a_balance_below_the_price_is_a_402_and_five_credits_buy_an_image(
     stack: LocalStack, credits_: int
 ) -> None:
     customer = Customer(stack, credits_)
 
-    answer = customer.generate()
+    answer = customer.generate(idempotency_key="order-1")
 
     assert answer.status == 402
     assert answer.headers["x-error-code"] == "insufficient_credits"
@@ -596,26 +456,10 @@ def test_a_balance_below_the_price_is_named_and_left_alone(
         "creditsRemaining": credits_,
     }
     assert (customer.balance(), customer.stored()) == (credits_, [])
-
-
-def test_the_last_five_credits_buy_an_image(stack: LocalStack) -> None:
-    customer = Customer(stack, 5)
-
-    assert customer.generate().status == 200
+    customer.change_row("ACCOUNT", "ADD credits :value", 5 - credits_)
+    assert customer.generate(idempotency_key="order-1").status == 200
     assert customer.generate().json()["creditsRemaining"] == 0
     assert (customer.balance(), len(customer.stored())) == (0, 1)
-
-
-def test_an_idempotency_key_that_met_an_empty_account_works_once_there_are_credits(
-    stack: LocalStack,
-) -> None:
-    customer = Customer(stack, 4)
-    assert customer.generate(idempotency_key="later").status == 402
-
-    customer.change_row("ACCOUNT", "ADD credits :value", 1)
-
-    assert customer.generate(idempotency_key="later").status == 200
-    assert customer.balance() == 0
 
 
 # 413
@@ -630,10 +474,9 @@ def padded(size: int, filling: str = "x") -> bytes:
 
 
 @BODY_FORMS
-def test_a_body_of_exactly_64_kib_is_taken(customer: Customer, form: str) -> None:
+def test_a_body_of_exactly_64_kib_is_accepted(customer: Customer, form: str) -> None:
     body = padded(BODY_LIMIT)
     assert len(body) == BODY_LIMIT
-
     assert customer.post(body, form).status == 200
 
 
@@ -650,11 +493,10 @@ TOO_LARGE = {
 
 @BODY_FORMS
 @pytest.mark.parametrize("body", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_a_body_over_64_kib_is_refused_before_it_is_read(
+def test_a_body_over_64_kib_is_refused_before_it_is_parsed(
     visitor: Customer, body: bytes, form: str
 ) -> None:
     answer = visitor.post(body, form)
-
     assert answer.status == 413, answer
     assert set(answer.json()) == {"error"}
     assert SENTENCE.fullmatch(answer.json()["error"]), answer
@@ -665,28 +507,41 @@ def test_a_body_over_64_kib_is_refused_before_it_is_read(
 # What every answer carries
 
 
-def test_every_answer_has_a_request_id_of_its_own(stack: LocalStack, customer: Customer) -> None:
-    authorization = {"Authorization": f"Bearer {customer.key}"}
+EXPOSED = {
+    *("idempotent-replayed", "location", "preference-applied", "ratelimit", "ratelimit-policy"),
+    *("retry-after", "x-credits-charged", "x-error-code", "x-request-id"),
+}
+
+
+def test_every_answer_has_its_own_request_id_and_any_origin_may_read_it(
+    stack: LocalStack, customer: Customer
+) -> None:
+    origin = {"Origin": "https://shop.example"}
+    authorization = {"Authorization": f"Bearer {customer.key}"} | origin
     answers = [
-        customer.generate(),
-        customer.generate(""),
-        customer.generate("[fail:safety]"),
-        customer.post(b"x" * (BODY_LIMIT + 1)),
-        Customer(stack, 0).generate(),
-        fetch(stack.url + GENERATE, "POST", b"{}"),
+        customer.post(b'{"prompt": "A fox"}', headers=origin),
+        customer.post(b"{}", headers=origin),
+        customer.post(b'{"prompt": "[fail:safety]"}', headers=origin),
+        customer.post(b"x" * (BODY_LIMIT + 1), headers=origin),
+        Customer(stack, 0).post(b'{"prompt": "A fox"}', headers=origin),
+        fetch(stack.url + GENERATE, "POST", b"{}", origin),
         fetch(stack.url + CREDITS, headers=authorization),
-        fetch(stack.url + CREDITS),
-        fetch(stack.url + "/healthz"),
+        fetch(stack.url + CREDITS, headers=origin),
+        fetch(stack.url + "/healthz", headers=origin),
     ]
 
     statuses = [answer.status for answer in answers]
     assert statuses == [200, 400, 500, 413, 402, 401, 200, 401, 200]
-    ids = {answer.headers["x-request-id"] for answer in answers}
-    assert len(ids) == len(answers)
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
     assert [a.status for a in answers if "x-error-code" not in a.headers] == [200, 200, 200]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        exposed = answer.headers["access-control-expose-headers"].lower().split(",")
+        assert {name.strip() for name in exposed} >= EXPOSED
 
 
-def test_no_address_redirects(stack: LocalStack, customer: Customer) -> None:
+def test_no_path_redirects(stack: LocalStack, customer: Customer) -> None:
     headers = {"Authorization": f"Bearer {customer.key}"}
     for route in (GENERATE, CREDITS, "/healthz"):
         for path in (route, route + "/", "/" + route, route.upper(), route.replace("/v1", "")):
@@ -696,44 +551,8 @@ def test_no_address_redirects(stack: LocalStack, customer: Customer) -> None:
                 assert "location" not in answer.headers
 
 
-EXPOSED = frozenset(
-    {
-        "idempotent-replayed",
-        "location",
-        "preference-applied",
-        "ratelimit",
-        "ratelimit-policy",
-        "retry-after",
-        "x-credits-charged",
-        "x-error-code",
-        "x-request-id",
-    }
-)
-
-
-def test_a_page_of_any_origin_may_read_every_answer_and_its_headers(
-    stack: LocalStack, customer: Customer
-) -> None:
-    origin = {"Origin": "https://shop.example"}
-    answers = [
-        customer.post(b'{"prompt": "A fox"}', headers=origin),
-        customer.post(b"{}", headers=origin),
-        customer.post(b'{"prompt": "[fail:safety]"}', headers=origin),
-        fetch(stack.url + CREDITS, headers=origin),
-    ]
-
-    assert [answer.status for answer in answers] == [200, 400, 500, 401]
-    for answer in answers:
-        assert answer.headers["access-control-allow-origin"] == "*"
-        assert "access-control-allow-credentials" not in answer.headers
-        exposed = answer.headers["access-control-expose-headers"].lower().split(",")
-        assert {name.strip() for name in exposed} >= EXPOSED
-
-
 @pytest.mark.parametrize(("path", "method"), [(GENERATE, "POST"), (CREDITS, "GET")])
-def test_a_browser_that_asks_first_is_let_in_without_a_key(
-    stack: LocalStack, path: str, method: str
-) -> None:
+def test_a_preflight_request_needs_no_key(stack: LocalStack, path: str, method: str) -> None:
     asked = "authorization,content-type,idempotency-key,prefer"
     headers = {
         "Origin": "https://shop.example",
@@ -754,12 +573,11 @@ def test_a_browser_that_asks_first_is_let_in_without_a_key(
 # Idempotency-Key
 
 
-def test_a_repeated_request_gets_the_same_image_and_costs_nothing(
+def test_a_repeated_request_gets_the_same_image_at_no_charge(
     stack: LocalStack, customer: Customer
 ) -> None:
     first = customer.generate("Asked for twice", aspectRatio="16:9", idempotency_key="order-1")
     again = customer.generate("Asked for twice", aspectRatio="16:9", idempotency_key="order-1")
-
     assert "idempotent-replayed" not in first.headers
     assert_replayed(again, first)
     assert again.headers["x-request-id"] != first.headers["x-request-id"]
@@ -782,14 +600,13 @@ SAME_REQUEST = {
 }
 
 
-def test_the_same_request_in_another_spelling_is_the_same_body(customer: Customer) -> None:
+def test_equivalent_bodies_count_as_the_same_request(customer: Customer) -> None:
     first = customer.generate("A fox", aspectRatio="1:1", idempotency_key="order-1")
     for name, body in SAME_REQUEST.items():
         for form in (TEXT, BASE64):
             again = customer.post(body, form, {"Idempotency-Key": "order-1"})
             assert again.status == 200, name
             assert_replayed(again, first)
-
     assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
@@ -802,22 +619,20 @@ OTHER_REQUEST: dict[str, dict[str, object]] = {
 }
 
 
-def test_a_key_that_comes_back_with_another_body_is_refused(customer: Customer) -> None:
+def test_an_idempotency_key_reused_with_another_body_is_refused(customer: Customer) -> None:
     first = customer.generate("A fox", aspectRatio="16:9", idempotency_key="order-1")
     for name, body in OTHER_REQUEST.items():
         raw = json.dumps(body).encode()
         answer = customer.post(raw, headers={"Idempotency-Key": "order-1"})
-
         assert answer.status == 422, (name, answer)
         assert set(answer.json()) == {"error"}
         assert answer.headers["x-error-code"] == "idempotency_key_reused"
-
     again = customer.generate("A fox", aspectRatio="16:9", idempotency_key="order-1")
     assert_replayed(again, first)
     assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
-def test_a_key_that_is_being_worked_on_is_told_to_come_back(
+def test_an_idempotency_key_in_flight_is_a_409_with_retry_after(
     stack: LocalStack, customer: Customer
 ) -> None:
     asked, released = threading.Event(), threading.Event()
@@ -844,63 +659,21 @@ def test_a_key_that_is_being_worked_on_is_told_to_come_back(
     assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
-def test_after_a_refund_the_key_is_free_for_a_new_attempt(
-    stack: LocalStack, customer: Customer
-) -> None:
+def test_after_a_refund_the_idempotency_key_is_free(stack: LocalStack, customer: Customer) -> None:
     with model(stack, lambda _: model_says({}, "IMAGE_SAFETY")):
         failed = [customer.generate(idempotency_key="order-1") for _ in range(2)]
     assert [answer.status for answer in failed] == [500, 500]
     assert customer.balance() == 100
-
     retried = customer.generate(idempotency_key="order-1")
-
     assert retried.status == 200
     assert retried.headers["x-credits-charged"] == "5"
     assert_replayed(customer.generate(idempotency_key="order-1"), retried)
     assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
-def test_a_refused_request_leaves_its_key_free(customer: Customer) -> None:
+def test_a_refused_request_leaves_its_idempotency_key_free(customer: Customer) -> None:
     assert customer.generate("", idempotency_key="order-1").status == 400
-
     assert customer.generate("A fox", idempotency_key="order-1").status == 200
-
-
-def test_two_organisations_may_use_the_same_key(stack: LocalStack) -> None:
-    one, other = Customer(stack), Customer(stack)
-
-    answers = [each.generate(idempotency_key="order-1") for each in (one, other)]
-
-    assert [answer.headers["x-credits-charged"] for answer in answers] == ["5", "5"]
-    assert answers[0].json()["imageUrl"] != answers[1].json()["imageUrl"]
-    assert (one.balance(), other.balance()) == (95, 95)
-
-
-def test_a_key_is_forgotten_after_24_hours_even_if_its_row_is_still_there(
-    customer: Customer,
-) -> None:
-    first = customer.generate(idempotency_key="order-1")
-    # DynamoDB may take days to remove a row that has expired.
-    customer.change_row("IDEM#order-1", "SET expiresAt = :value", int(time.time()) - 1)
-
-    second = customer.generate(idempotency_key="order-1")
-
-    assert second.headers["x-credits-charged"] == "5"
-    assert second.json()["imageUrl"] != first.json()["imageUrl"]
-    assert_replayed(customer.generate(idempotency_key="order-1"), second)
-    assert (customer.balance(), len(customer.stored())) == (90, 2)
-
-
-def test_a_key_expires_24_hours_after_its_first_use(stack: LocalStack, customer: Customer) -> None:
-    now = time.time()
-    customer.generate(idempotency_key="order-1")
-
-    row = stack.aws.client("dynamodb").get_item(
-        TableName=stack.table,
-        Key={"pk": {"S": f"ORG#{customer.organisation}"}, "sk": {"S": "IDEM#order-1"}},
-    )["Item"]
-
-    assert now + 86_400 - 1 <= int(row["expiresAt"]["N"]) <= time.time() + 86_400 + 1
 
 
 PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
@@ -909,16 +682,14 @@ PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 @pytest.mark.parametrize(
     "key", ["k", "k" * 255, PRINTABLE, "two words"], ids=["1", "255", "all printable", "a blank"]
 )
-def test_a_key_may_be_1_to_255_printable_ascii_characters(customer: Customer, key: str) -> None:
+def test_an_idempotency_key_is_1_to_255_printable_ascii_characters(
+    customer: Customer, key: str
+) -> None:
     first = customer.generate(idempotency_key=key)
-
     assert first.status == 200, first
     assert_replayed(customer.generate(idempotency_key=key), first)
-
-
-def test_keys_that_differ_in_case_alone_are_different(customer: Customer) -> None:
-    assert customer.generate(idempotency_key="order-a").status == 200
-    assert customer.generate(idempotency_key="order-A").headers["x-credits-charged"] == "5"
+    other = customer.generate(idempotency_key=key.swapcase())
+    assert other.headers["x-credits-charged"] == "5"
 
 
 @pytest.mark.parametrize(
@@ -926,83 +697,24 @@ def test_keys_that_differ_in_case_alone_are_different(customer: Customer) -> Non
     ["", "   ", "k" * 256, "k" * 5_000, "caf\xe9", "a\tb", "\xff"],
     ids=["empty", "blank", "256", "5,000", "not ASCII", "a tab", "a byte"],
 )
-def test_any_other_key_is_a_bad_request(visitor: Customer, key: str) -> None:
+def test_any_other_idempotency_key_is_a_bad_request(visitor: Customer, key: str) -> None:
     answer = visitor.post(b'{"prompt": "A fox"}', headers={"Idempotency-Key": key})
-
     assert_bad_request(answer, "Idempotency-Key")
     assert visitor.balance() == 100
-
-
-@pytest.mark.parametrize("key", ["a\x00b", "a\nb", "a\x7fb", "\u20ac", "\x1f", "a\r\n", ""])
-def test_an_event_with_a_key_that_is_not_printable_ascii_is_a_bad_request(
-    visitor: Customer, key: str
-) -> None:
-    answer = visitor.invoke(
-        '{"prompt": "A fox"}', is_base64=False, headers={"idempotency-key": key}
-    )
-
-    assert_bad_request(answer, "Idempotency-Key")
-    assert visitor.balance() == 100
-
-
-def test_of_twenty_requests_at_once_with_one_key_one_is_charged(
-    stack: LocalStack, customer: Customer
-) -> None:
-    prompt = "Wanted by twenty [slow:0.2]"
-    together = threading.Barrier(20)
-
-    def ask(_: int) -> Answer:
-        together.wait(timeout=10)
-        return customer.generate(prompt, idempotency_key="order-1")
-
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(ask, range(20)))
-
-    charged = [answer for answer in answers if answer.headers["x-credits-charged"] == "5"]
-    others = [answer for answer in answers if answer.headers["x-credits-charged"] == "0"]
-    assert (len(charged), len(others)) == (1, 19)
-    assert {answer.status for answer in others} <= {200, 409}
-    for answer in others:
-        if answer.status == 200:
-            assert_replayed(answer, charged[0])
-        else:
-            positive(answer.headers["retry-after"])
-    assert prompts_sent(stack).count(prompt) == 1
-    assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
 # 429
 
 
-@pytest.mark.real
-def test_an_organisation_gets_sixty_images_a_minute_and_pays_for_no_more(
+def test_the_account_sets_the_limit_of_a_minute_and_a_new_minute_resets_it(
     stack: LocalStack,
 ) -> None:
-    def ask_64_times() -> tuple[Customer, list[Answer]]:
-        busy = Customer(stack, 1_000)
-        with ThreadPoolExecutor(8) as pool:
-            return busy, list(pool.map(lambda n: busy.generate(f"Number {n}"), range(64)))
-
-    busy, answers = within_one_minute(ask_64_times)
-
-    assert sorted(answer.status for answer in answers) == [200] * 60 + [429] * 4
-    for answer in answers:
-        if answer.status == 429:
-            assert_rate_limited(answer, 60)
-    assert busy.balance() == 1_000 - 60 * 5
-    assert len(busy.stored()) == 60
-    busy.leave()
-
-
-def test_the_limit_is_an_attribute_of_the_account_and_a_new_minute_starts_afresh(
-    stack: LocalStack,
-) -> None:
-    def ask_thrice() -> tuple[Customer, list[Answer]]:
+    def ask_three_times() -> tuple[Customer, list[Reply]]:
         slow = Customer(stack)
         slow.change_row("ACCOUNT", "SET rateLimit = :value", 2)
         return slow, [slow.generate() for _ in range(3)]
 
-    slow, answers = within_one_minute(ask_thrice)
+    slow, answers = within_one_minute(ask_three_times)
 
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert_rate_limited(answers[2], 2)
@@ -1012,8 +724,8 @@ def test_the_limit_is_an_attribute_of_the_account_and_a_new_minute_starts_afresh
     assert (slow.balance(), len(slow.stored())) == (85, 3)
 
 
-def test_a_refused_or_repeated_request_does_not_use_the_limit_up(stack: LocalStack) -> None:
-    def ask() -> list[Answer]:
+def test_a_refused_or_repeated_request_does_not_count_against_the_limit(stack: LocalStack) -> None:
+    def ask() -> list[Reply]:
         slow = Customer(stack)
         slow.change_row("ACCOUNT", "SET rateLimit = :value", 2)
         return [
@@ -1033,7 +745,7 @@ def test_a_refused_or_repeated_request_does_not_use_the_limit_up(stack: LocalSta
 # 500
 
 
-def assert_refunded(customer: Customer, answer: Answer, message: str) -> None:
+def assert_refunded(customer: Customer, answer: Reply, message: str) -> None:
     assert answer.status == 500, answer
     expected = {"error": "Failed to generate image", "message": message}
     if answer.headers["x-error-code"] == "model_timeout":
@@ -1043,38 +755,36 @@ def assert_refunded(customer: Customer, answer: Answer, message: str) -> None:
 
 
 @pytest.mark.parametrize(("failure", "message"), MESSAGES.items())
-def test_a_failure_is_one_of_the_published_messages_and_costs_nothing(
+def test_a_failure_has_a_published_message_and_costs_nothing(
     customer: Customer, failure: str, message: str
 ) -> None:
     answer = customer.generate(f"A fox [fail:{failure}]")
-
     assert_refunded(customer, answer, message)
     assert ("retry-after" in answer.headers) == (message == "The image model is overloaded")
     if "retry-after" in answer.headers:
         assert positive(answer.headers["retry-after"]) <= 3600
 
 
-def test_an_image_that_cant_be_stored_costs_nothing(stack: LocalStack, customer: Customer) -> None:
+def test_an_image_that_is_not_stored_costs_nothing(stack: LocalStack, customer: Customer) -> None:
     with full_bucket(stack):
         answer = customer.generate()
-
     assert_refunded(customer, answer, "The image could not be stored")
     assert "retry-after" not in answer.headers
 
 
-# Secrecy: the service runs in a process of its own, whose whole output is its log.
+# Secrecy: the service runs in its own process, whose whole output is its log.
 
 PROMPT = "a vermilion-prompt-7f3a with a hat"
 GEMINI_KEY = "AIzaTheGeminiKey5c1e9b7d2f"
 UPSTREAM = "upstream-words-91d4"
-SECRET_IN_A_KEY = "NotAKeyOfOursButSecretAllTheSame4b8e"
-CONTROL = "this line shows that DEBUG is on"
+SECRET_IN_A_KEY = "NotAValidKeyButSecretAllTheSame4b8e"
+CONTROL = "this line proves that DEBUG is on"
 SCRIPTED_STATUSES = (400, 401, 403, 404, 409, 418, 429, 500, 502, 503, 504)
 SCRIPT = re.compile(r"\[script:([^\]]+)\]")
 
 
 def scripted_answers() -> dict[str, ModelAnswer]:
-    """Answers of the model that carry ``UPSTREAM`` wherever a server can put words."""
+    """Answers of the model with ``UPSTREAM`` wherever a server can put text."""
     headers = {"Content-Type": "application/json", "X-Debug": UPSTREAM, "Server": UPSTREAM}
     answers = {}
     for status in SCRIPTED_STATUSES:
@@ -1108,9 +818,9 @@ def answer_by_script(request: Received) -> ModelAnswer | None:
     return scripted_answers()[named[1]] if named else None
 
 
-def refused_requests(customer: Customer) -> list[Answer]:
-    """What a client gets wrong, with secrets in the wrong places."""
-    key = {"Authorization": f"Bearer gg_nobody_{SECRET_IN_A_KEY}"}
+def refused_requests(customer: Customer) -> list[Reply]:
+    """Requests of a client that puts secrets in the wrong places."""
+    key = {"Authorization": f"Bearer gg_unknown_{SECRET_IN_A_KEY}"}
     return [
         customer.post(json.dumps({"prompt": PROMPT}).encode(), headers=key),
         customer.post(json.dumps({"prompt": PROMPT, "aspectRatio": PROMPT}).encode()),
@@ -1132,9 +842,9 @@ class EverythingFormatter(logging.Formatter):
 
 
 def serve_with_debug_on(report: Path) -> None:
-    """The process that ``debug_run`` starts: succeeds and fails in every way, with DEBUG on.
+    """Runs in the process of ``debug_run``: succeeds and fails in every way, with DEBUG on.
 
-    The clients are built a second time after the log is open, so that building them is in it.
+    The clients are built again once the log is open, so that their construction is logged too.
     """
     logging.getLogger().setLevel(logging.DEBUG)
     for name in list(logging.root.manager.loggerDict):
@@ -1168,10 +878,10 @@ def serve_with_debug_on(report: Path) -> None:
 
 @dataclass(frozen=True)
 class DebugRun:
-    """Everything that a service with DEBUG on has said: to its log, and to its customers."""
+    """Everything that a service with DEBUG on sent to its log and to its customers."""
 
     log: str
-    answers: list[Answer]
+    answers: list[Reply]
     secrets: dict[str, str]
 
 
@@ -1183,7 +893,7 @@ def debug_run(debug_process: tuple["subprocess.Popen[bytes]", Path]) -> DebugRun
     assert status == 0, log
     document = json.loads((directory / "report.json").read_text("utf-8"))
     assert document["asked"] >= len(FAILURES) - len(LONG) + len(scripted_answers())
-    answers = [Answer(status, head, body.encode()) for status, head, body in document["answers"]]
+    answers = [Reply(status, head, body.encode()) for status, head, body in document["answers"]]
     secrets = {"prompt": "vermilion-prompt-7f3a", "upstream": UPSTREAM, "Gemini key": GEMINI_KEY}
     secrets |= {f"API key {n}": key[-49:] for n, key in enumerate(document["keys"])}
     return DebugRun(log, answers, secrets | {"unknown API key": SECRET_IN_A_KEY})
@@ -1199,30 +909,23 @@ def test_no_prompt_key_or_upstream_text_reaches_the_log(debug_run: DebugRun) -> 
 
 def test_no_prompt_key_or_upstream_text_reaches_a_customer(debug_run: DebugRun) -> None:
     for answer in debug_run.answers:
-        said = answer.body.decode() + repr(answer.headers)
+        text = answer.body.decode() + repr(answer.headers)
         for name, secret in debug_run.secrets.items():
-            assert secret not in said, (name, answer)
+            assert secret not in text, (name, answer)
         for trace in ("Traceback", 'File "', "arn:aws", "botocore", "google.genai"):
-            assert trace not in said, answer
+            assert trace not in text, answer
 
 
-def test_every_failure_is_in_the_log_with_its_code_and_the_request_id_of_its_answer(
+def test_every_failure_is_logged_by_code_and_request_id_and_has_a_published_message(
     debug_run: DebugRun,
 ) -> None:
+    published = {*MESSAGES.values(), "The image could not be stored"}
     lines = debug_run.log.splitlines()
     failed = [answer for answer in debug_run.answers if answer.status != 200]
     assert len(failed) > 60
     for answer in failed:
         request_id, code = answer.headers["x-request-id"], answer.headers["x-error-code"]
         assert [line for line in lines if request_id in line and f'"{code}"' in line], answer
-
-
-def test_every_failure_of_the_debug_run_has_one_of_the_published_messages(
-    debug_run: DebugRun,
-) -> None:
-    published = {*MESSAGES.values(), "The image could not be stored"}
-    failed = [answer for answer in debug_run.answers if answer.status == 500]
-    assert len(failed) > 50
-    for answer in failed:
-        assert set(answer.json()) - {"hint"} == {"error", "message"}
-        assert answer.json()["message"] in published
+        if answer.status == 500:
+            assert set(answer.json()) - {"hint"} == {"error", "message"}
+            assert answer.json()["message"] in published

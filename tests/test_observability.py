@@ -1,4 +1,4 @@
-"""What an operator's dashboards and alarms can count on."""
+"""The metrics that dashboards and alarms use, and what a logged fault contains."""
 
 import json
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from lib.errors import ContentRejected, ModelUnavailable
+from lib.generation import Finished
 from lib.observability import describe_fault
-from tests.world import Fault, NewWorld, Wire, World
+from tests.world import Fault, Network, NewWorld, World
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def metrics(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [line for line in lines if "_aws" in line]
 
 
-def test_a_success_counts_what_was_charged_and_how_long_each_room_took(
+def test_a_success_counts_the_charge_and_times_each_step(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.request(world.process())
@@ -33,32 +34,31 @@ def test_a_success_counts_what_was_charged_and_how_long_each_room_took(
     assert len(line["LedgerMs"]) == 2
 
 
-def test_a_failure_is_counted_by_its_code_and_as_a_refund(
-    world: World, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("failure", "strikes_at", "counted", "code"),
+    [
+        (ContentRejected(), None, ["Failures", "Refunds"], "content_rejected"),
+        (ModelUnavailable(), 2, ["Failures", "RefundFailures"], "model_unavailable"),
+        (None, 3, ["Generations", "SettlesLeftToReconciler"], None),
+    ],
+    ids=["a refund", "a failed refund", "a lost settle"],
+)
+def test_an_ending_has_its_own_metrics(
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    failure: Exception | None,
+    strikes_at: int | None,
+    counted: list[str],
+    code: str | None,
 ) -> None:
-    world.request(world.process(failure=ContentRejected()))
-    totals, by_code = metrics(capsys)
-    assert (totals["Failures"], totals["Refunds"]) == ([1.0], [1.0])
-    assert "CreditsCharged" not in totals
-    assert (by_code["code"], by_code["FailuresByCode"]) == ("content_rejected", [1.0])
-
-
-def test_a_refund_that_fails_is_counted_and_answered_all_the_same(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refund_is_down = world.process(Wire(2, Fault.OUTAGE), ModelUnavailable())
-    assert isinstance(world.request(refund_is_down), ModelUnavailable)
-    totals, _ = metrics(capsys)
-    assert totals["RefundFailures"] == [1.0]
-    assert "Refunds" not in totals
-
-
-def test_a_settle_that_goes_unheard_is_counted(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    world.request(world.process(Wire(3, Fault.OUTAGE)))
-    (line,) = metrics(capsys)
-    assert line["SettlesLeftToReconciler"] == [1.0]
+    answer = world.request(world.process(Network(strikes_at, Fault.OUTAGE), failure))
+    assert (failure is None) == isinstance(answer, Finished)
+    totals, *by_code = metrics(capsys)
+    for name in ("Failures", "Refunds", "RefundFailures", "Generations", "SettlesLeftToReconciler"):
+        assert totals.get(name) == ([1.0] if name in counted else None), name
+    assert [(line["code"], line["FailuresByCode"]) for line in by_code] == (
+        [] if code is None else [(code, [1.0])]
+    )
 
 
 def fail_twice() -> None:
@@ -68,11 +68,11 @@ def fail_twice() -> None:
         raise RuntimeError("what upstream said") from fault
 
 
-def test_a_fault_is_named_by_types_and_places_and_never_by_its_words() -> None:
+def test_a_fault_is_described_by_types_and_places_without_its_messages() -> None:
     with pytest.raises(RuntimeError) as caught:
         fail_twice()
-    told = describe_fault(caught.value)
-    assert [part.split(" at ")[0] for part in told] == ["RuntimeError", "ValueError"]
-    assert all("test_observability.py:" in part for part in told)
-    assert "words" not in str(told)
-    assert "said" not in str(told)
+    described = describe_fault(caught.value)
+    assert [part.split(" at ")[0] for part in described] == ["RuntimeError", "ValueError"]
+    assert all("test_observability.py:" in part for part in described)
+    assert "words" not in str(described)
+    assert "said" not in str(described)

@@ -1,7 +1,7 @@
-"""Many clients at once, on a DynamoDB that is atomic under threads: the figures are exact.
+"""Many concurrent clients, on a DynamoDB that is atomic under threads: the figures are exact.
 
-DynamoDB Local never answers ``TransactionConflict`` and never loses a response, as DynamoDB may.
-So everything runs twice: on a calm wire, and on one that does both to every tenth call.
+DynamoDB Local never answers ``TransactionConflict`` and never loses a response, as DynamoDB may. So
+the tests run twice: on a calm network, and on one that does each to every tenth call.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ReadTimeoutError
 
 from handlers.dependencies import Dependencies
 from handlers.generate import respond
@@ -46,7 +46,7 @@ from lib.picture.storage import Images
 from lib.settings import Settings
 from tests.engines import Engine
 from tests.reporting import report, tally
-from tests.world import BASE_URL, World, small_picture
+from tests.world import BASE_URL, World, conflict, small_picture
 
 pytestmark = pytest.mark.real
 
@@ -61,7 +61,7 @@ PICTURE = small_picture(AspectRatio.SQUARE)
 
 
 class StormyClient:
-    """A DynamoDB client on a bad wire: conflicts before the effect, lost responses after it."""
+    """A DynamoDB client with conflicts before the effect and lost responses after it."""
 
     def __init__(self, client: Any, chance: random.Random) -> None:
         self._client = client
@@ -76,7 +76,7 @@ class StormyClient:
             dice = self._chance.randrange(100)
             if dice < CONFLICT_PERCENT and operation in WRITES:
                 self.conflicts += 1
-                raise _conflict(operation, len(arguments.get("TransactItems", [])))
+                raise conflict(operation, len(arguments.get("TransactItems", [])))
             answer = method(**arguments)
             if CONFLICT_PERCENT <= dice < CONFLICT_PERCENT + LOST_PERCENT:
                 self.lost += 1
@@ -86,8 +86,8 @@ class StormyClient:
         return called
 
 
-class Model:
-    """A model that waits until it may answer, and sometimes is overloaded."""
+class BlockableModel:
+    """A model that answers once ``may_answer`` is set, and is sometimes overloaded."""
 
     def __init__(self, chance: random.Random, overloaded_percent: int = 0) -> None:
         self.calls = 0
@@ -106,38 +106,38 @@ class Model:
         return PICTURE
 
 
-class Service:
-    """The rooms behind all clients of a test, in the table of its world."""
+class SharedService:
+    """The service of all clients of a test, on the table of its world."""
 
     def __init__(
-        self, world: World, wire: str, dynamodb: Any, seed: int, overloaded_percent: int = 0
+        self, world: World, network: str, dynamodb: Any, seed: int, overloaded_percent: int = 0
     ) -> None:
         self.world = world
-        self.wire = wire
+        self.network = network
         table = Table(dynamodb, world.table)
         self.ledger = Ledger(table)
         self.accounts = Accounts(table)
-        self.model = Model(_chance(seed), overloaded_percent)
+        self.model = BlockableModel(_chance(seed), overloaded_percent)
         self._images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         self.generations = Generations(self.ledger, self.model, self._images)
-        self.impatient_reconciler = Reconciler(Ledger(table, _ahead), self._images, _ahead)
+        self.premature_reconciler = Reconciler(Ledger(table, _ahead), self._images, _ahead)
 
-    def order(self, key: str | None = None, organisation: str | None = None) -> Order:
-        """What every client asks for."""
-        return Order(organisation or self.world.organisation, "a fox", AspectRatio.SQUARE, key)
+    def order(self, key: str | None = None) -> Order:
+        """The order of every client."""
+        return Order(self.world.organisation, "a fox", AspectRatio.SQUARE, key)
 
-    def reserve(self, organisation: str | None = None) -> Generation:
-        """One reservation of a request without an idempotency key."""
-        order = self.order(None, organisation)
+    def reserve(self) -> Generation:
+        """Reserves without an idempotency key."""
+        order = self.order()
         return self.ledger.reserve(order, partial(_image_key, order.organisation), Deadline(29))
 
     def store(self, generation: Generation) -> None:
-        """Puts an image where that of the reservation belongs."""
+        """Stores an image for the reservation."""
         png = to_png(PICTURE, AspectRatio.SQUARE)
         self._images.put(generation.image_key, png, generation.attempt_id, Deadline(29))
 
     def generate(self, key: str | None = None) -> Finished:
-        """The whole path of one request."""
+        """One whole request."""
         with self.world.observe() as observation:
             return self.generations.generate(self.order(key), Deadline(29), observation)
 
@@ -145,15 +145,15 @@ class Service:
         """The credits of the organisation."""
         return self.ledger.balance(self.world.organisation, Deadline(29))
 
-    def is_healthy(self, organisation: str | None = None) -> bool:
-        """What the audit says."""
-        audit = self.accounts.audit(organisation or self.world.organisation, Deadline(29))
+    def is_healthy(self) -> bool:
+        """Whether the audit finds nothing."""
+        audit = self.accounts.audit(self.world.organisation, Deadline(29))
         assert audit.drift == 0
         return audit.healthy
 
 
 class Ticking:
-    """Epoch seconds that go on by one tick whenever somebody looks: a quick minute never ends."""
+    """Epoch seconds that advance by one tick at every reading."""
 
     def __init__(self, begins_at: float, tick_s: float) -> None:
         self._begins_at = begins_at
@@ -164,8 +164,8 @@ class Ticking:
         return self._begins_at + next(self._ticks) * self._tick_s
 
 
-class WholeService:
-    """The generate function's answers to events, with a model that is none of Google's."""
+class GenerateFunction:
+    """The generate function, with a simulated model."""
 
     def __init__(self, world: World, clock: Callable[[], float]) -> None:
         secrets = boto3.client(
@@ -176,7 +176,7 @@ class WholeService:
             aws_secret_access_key="local",
         )
         self._api_key = KeyRing(secrets, "orgs/").issue(world.organisation).key
-        self.model = Model(_chance(0))
+        self.model = BlockableModel(_chance(0))
         ledger = Ledger(Table(world.engine.dynamodb, world.table), clock)
         images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         queue: Any = world.mailbox
@@ -189,7 +189,7 @@ class WholeService:
         self._world = world
 
     def ask(self, *, asynchronous: bool) -> dict[str, Any]:
-        """The answer to one request, as API Gateway gets it."""
+        """The response to one event."""
         event = {
             "headers": {
                 "authorization": f"Bearer {self._api_key}",
@@ -202,20 +202,20 @@ class WholeService:
             return respond(self._dependencies, event, Deadline(28), observation)
 
 
-NewService = Callable[..., Service]
+NewService = Callable[..., SharedService]
 
 
 @pytest.fixture(params=["calm", "stormy"])
 def new_service(
     request: pytest.FixtureRequest, real_engine: Engine, seed: int
 ) -> Iterator[NewService]:
-    """Makes the service of a new organisation with so many credits, on each wire in turn."""
+    """Makes the service of a new organisation with these credits, on each network in turn."""
     storm = StormyClient(real_engine.dynamodb, _chance(seed))
     with World(real_engine, credits_=0, rate_limit=NO_LIMIT) as world:
 
-        def new(credits_: int, overloaded_percent: int = 0) -> Service:
+        def new(credits_: int, overloaded_percent: int = 0) -> SharedService:
             client = storm if request.param == "stormy" else real_engine.dynamodb
-            service = Service(world, request.param, client, seed, overloaded_percent)
+            service = SharedService(world, request.param, client, seed, overloaded_percent)
             grant = Grant("first", credits_, "test", "test", int(time.time()))
             service.accounts.grant(world.organisation, grant, Deadline(29))
             return service
@@ -225,11 +225,9 @@ def new_service(
     tally("responses of concurrent calls lost", storm.lost)
 
 
-def test_64_clients_get_exactly_the_images_that_the_credits_pay(new_service: NewService) -> None:
+def test_64_clients_get_exactly_the_images_that_their_credits_pay(new_service: NewService) -> None:
     service = new_service(500)
-
     outcomes = at_once(64, 150, lambda _: service.reserve())
-
     won = [each for each in outcomes if isinstance(each, Generation)]
     assert len(won) == len({each.created_ms for each in won}) == 100
     refused = [each for each in outcomes if isinstance(each, InsufficientCredits)]
@@ -265,30 +263,12 @@ def test_64_clients_with_one_idempotency_key_get_one_image(new_service: NewServi
     assert service.world.violations() == []
 
 
-def test_64_organisations_at_once_each_get_their_own(new_service: NewService) -> None:
-    service = new_service(5)
-    organisations = [f"{service.world.organisation}-{number}" for number in range(64)]
-
-    def open_account(number: int) -> None:
-        service.accounts.create(organisations[number], Deadline(29))
-        grant = Grant("first", 15, "test", "test", int(time.time()))
-        service.accounts.grant(organisations[number], grant, Deadline(29))
-
-    at_once(64, 64, open_account)
-    outcomes = at_once(64, 64 * 4, lambda number: service.reserve(organisations[number % 64]))
-
-    won = Counter(each.organisation for each in outcomes if isinstance(each, Generation))
-    assert won == dict.fromkeys(organisations, 3)
-    assert names(outcomes) == {"Generation": 192, "InsufficientCredits": 64}
-    assert all(service.is_healthy(organisation) for organisation in organisations)
-
-
-def test_of_90_requests_in_one_minute_exactly_the_60_of_the_limit_pass(
+def test_exactly_60_of_90_requests_in_one_minute_pass_the_limit(
     real_engine: Engine,
 ) -> None:
     with World(real_engine, credits_=5_000, rate_limit=60) as world:
         clock = Ticking(world.clock.now_s, tick_s=0.001)
-        service = WholeService(world, clock)
+        service = GenerateFunction(world, clock)
 
         answers = at_once(32, 90, lambda number: service.ask(asynchronous=number % 3 == 0))
 
@@ -314,7 +294,7 @@ def test_of_90_requests_in_one_minute_exactly_the_60_of_the_limit_pass(
 
 
 @pytest.mark.parametrize("ahead_s", [1, 30, 59])
-def test_clocks_that_differ_let_at_most_one_window_more_through(
+def test_clocks_that_differ_let_at_most_one_more_window_through(
     real_engine: Engine, ahead_s: int
 ) -> None:
     limit, minutes = 12, 4
@@ -325,14 +305,14 @@ def test_clocks_that_differ_let_at_most_one_window_more_through(
         table = Table(real_engine.dynamodb, world.table)
         sandboxes = [Ledger(table, clock), Ledger(table, lambda: clock() + ahead_s)]
 
-        def insist(number: int) -> list[Any]:
+        def ask_until_the_end(number: int) -> list[Any]:
             reserve = partial(sandboxes[number % 2].reserve, world.order(), image_key)
-            told = []
+            results = []
             while clock() < ends_at:
-                told.append(outcome(lambda: reserve(Deadline(29))))
-            return told
+                results.append(outcome(lambda: reserve(Deadline(29))))
+            return results
 
-        outcomes = [each for told in at_once(8, 8, insist) for each in told]
+        outcomes = [each for some in at_once(8, 8, ask_until_the_end) for each in some]
 
         passed = names(outcomes)["Generation"]
         assert limit * minutes <= passed <= limit * (minutes + 1)
@@ -343,31 +323,18 @@ def test_clocks_that_differ_let_at_most_one_window_more_through(
         assert world.audit().drift == 0
 
 
-def test_a_grant_that_32_operators_repeat_adds_once(new_service: NewService) -> None:
+def test_a_grant_that_32_operators_repeat_counts_once(new_service: NewService) -> None:
     service = new_service(5)
     grant = Grant("invoice-7", 100, "test", "test", int(time.time()))
-
     outcomes = at_once(
         32, 32, lambda _: service.accounts.grant(service.world.organisation, grant, Deadline(29))
     )
-
     assert outcomes == [None] * 32
     assert service.balance() == 105
     assert service.is_healthy()
 
 
-def test_a_refund_that_32_try_pays_back_once(new_service: NewService) -> None:
-    service = new_service(100)
-    generation = service.reserve()
-
-    outcomes = at_once(32, 32, lambda _: service.ledger.refund(generation, "test", Deadline(29)))
-
-    assert outcomes == [Status.REFUNDED] * 32
-    assert service.balance() == 100
-    assert service.is_healthy()
-
-
-def test_when_some_settle_and_some_refund_one_of_the_two_wins(new_service: NewService) -> None:
+def test_of_concurrent_settles_and_refunds_one_kind_wins(new_service: NewService) -> None:
     service = new_service(1_000)
 
     def end(generation: Generation, number: int) -> Status:
@@ -389,7 +356,7 @@ def test_when_some_settle_and_some_refund_one_of_the_two_wins(new_service: NewSe
     assert service.is_healthy()
 
 
-def test_after_a_storm_of_everything_at_once_no_credit_is_missing(
+def test_after_a_storm_of_concurrent_work_no_credit_is_missing(
     new_service: NewService, seed: int
 ) -> None:
     service = new_service(3_000, overloaded_percent=20)
@@ -407,21 +374,18 @@ def test_after_a_storm_of_everything_at_once_no_credit_is_missing(
 
     assert service.world.violations() == []
     done = ", ".join(f"{number} {name}" for name, number in sorted(storm.done.items()))
-    report(f"real storm, {service.wire} wire, 32 clients: {done}; 0 violations; SEED={seed}")
+    report(f"real storm, {service.network} network, 32 clients: {done}; 0 violations; SEED={seed}")
 
 
 class Storm:
-    """What clients, dying processes and hasty reconcilers do to one organisation."""
+    """Clients, dying sandboxes and premature reconcilers, all on one organisation."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: SharedService) -> None:
         self.done: Counter[str] = Counter()
         self._service = service
         self._without_image: list[Generation] = []
         self._grants = count()
-
-    def do_something(self, chance: random.Random) -> None:
-        """One step of one client."""
-        steps = {
+        self._steps: dict[Callable[[random.Random], str], int] = {
             self._request: 30,
             self._retry: 20,
             self._die_before_storing: 15,
@@ -430,48 +394,52 @@ class Storm:
             self._reconcile: 3,
             self._grant: 2,
         }
-        (step,) = chance.choices(list(steps), weights=list(steps.values()))
+
+    def do_something(self, chance: random.Random) -> None:
+        """One step of one client."""
+        (step,) = chance.choices(list(self._steps), weights=list(self._steps.values()))
         try:
-            step(chance)
+            self.done[step(chance)] += 1
         except (ServiceError, LedgerUnreachable) as error:
             self.done[type(error).__name__] += 1
 
-    def _request(self, _: random.Random) -> None:
+    def _request(self, _: random.Random) -> str:
         self._service.generate()
-        self.done["images"] += 1
+        return "images"
 
-    def _retry(self, chance: random.Random) -> None:
+    def _retry(self, chance: random.Random) -> str:
         finished = self._service.generate(f"key-{chance.randrange(20)}")
-        self.done["replays" if finished.replayed else "images"] += 1
+        return "replays" if finished.replayed else "images"
 
-    def _die_before_storing(self, _: random.Random) -> None:
+    def _die_before_storing(self, _: random.Random) -> str:
         self._without_image.append(self._service.reserve())
-        self.done["deaths before storing"] += 1
+        return "deaths before storing"
 
-    def _die_after_storing(self, _: random.Random) -> None:
+    def _die_after_storing(self, _: random.Random) -> str:
         self._service.store(self._service.reserve())
-        self.done["deaths after storing"] += 1
+        return "deaths after storing"
 
-    def _refund_twice(self, chance: random.Random) -> None:
-        if self._without_image:
-            generation = chance.choice(self._without_image)
-            for _ in range(2):
-                self._service.ledger.refund(generation, "test", Deadline(29))
-            self.done["refunds"] += 2
+    def _refund_twice(self, chance: random.Random) -> str:
+        if not self._without_image:
+            return "refunds of nothing"
+        generation = chance.choice(self._without_image)
+        for _ in range(2):
+            self._service.ledger.refund(generation, "test", Deadline(29))
+        return "repeated refunds"
 
-    def _reconcile(self, _: random.Random) -> None:
+    def _reconcile(self, _: random.Random) -> str:
         with self._service.world.observe() as observation:
-            self._service.impatient_reconciler.run(Deadline(2), observation)
-        self.done["reconciler runs"] += 1
+            self._service.premature_reconciler.run(Deadline(2), observation)
+        return "reconciler runs"
 
-    def _grant(self, _: random.Random) -> None:
+    def _grant(self, _: random.Random) -> str:
         grant = Grant(f"storm-{next(self._grants)}", 5, "test", "test", int(time.time()))
         self._service.accounts.grant(self._service.world.organisation, grant, Deadline(29))
-        self.done["grants"] += 1
+        return "grants"
 
 
 def at_once(clients: int, requests: int, work: Callable[[int], Any]) -> list[Any]:
-    """The outcomes of ``requests`` calls from ``clients`` threads that start at the same moment."""
+    """The outcomes of ``requests`` calls from ``clients`` threads that start simultaneously."""
     start = threading.Barrier(clients)
     with ThreadPoolExecutor(clients, initializer=partial(start.wait, 30)) as pool:
         calls: list[Future[Any]] = [
@@ -481,7 +449,7 @@ def at_once(clients: int, requests: int, work: Callable[[int], Any]) -> list[Any
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, or what the customer is told; one who is told to come again does."""
+    """What ``call`` returns, or the error of the customer, who retries when the service is busy."""
     for _ in range(TRIES):
         try:
             return call()
@@ -495,17 +463,6 @@ def outcome(call: Callable[[], Any]) -> Any:
 def names(outcomes: list[Any]) -> dict[str, int]:
     """How many outcomes there are of each type."""
     return dict(Counter(type(each).__name__ for each in outcomes))
-
-
-def _conflict(operation: str, items: int) -> ClientError:
-    """A conflict as DynamoDB tells it: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html"""
-    code = "TransactionCanceledException" if items else "TransactionConflictException"
-    response: Any = {
-        "Error": {"Code": code, "Message": "made up by a test"},
-        "ResponseMetadata": {"HTTPStatusCode": 400},
-        "CancellationReasons": [{"Code": "TransactionConflict"}, *[{"Code": "None"}] * (items - 1)],
-    }
-    return ClientError(response, operation)
 
 
 def _chance(seed: int | str) -> random.Random:

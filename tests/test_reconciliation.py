@@ -1,13 +1,13 @@
-"""Reservations that nobody ended, and how the reconciler ends them."""
+"""How the reconciler ends abandoned reservations."""
 
 import pytest
 
 from lib.ledger.reconciliation import Reconciled
 from lib.ledger.rows import Status
-from tests.world import Call, Fault, NewWorld, Wire, World
+from tests.world import Call, Fault, Network, NewWorld, World
 
-# The calls of a request in a minute that has begun: reserve, generate, put, settle.
-MODEL, PUT, SETTLE = 1, 2, 3
+# Calls of a request in an open minute: reserve, generate, put, settle.
+MODEL, SETTLE = 1, 3
 PROMISED_S = 180
 SCHEDULE_S = 60
 A_WHOLE_RUN_S = 60
@@ -19,9 +19,9 @@ def world(new_world: NewWorld) -> World:
 
 
 def abandon(world: World, before: int) -> None:
-    """A request that is killed before its call number ``before``."""
+    """Kills a request before its call number ``before``."""
     world.clock.sleep(0.01)
-    assert world.request(world.process(Wire(before, Fault.KILLED_BEFORE))) is None
+    assert world.request(world.process(Network(before, Fault.KILLED_BEFORE))) is None
 
 
 def statuses(world: World) -> list[Status]:
@@ -42,14 +42,14 @@ def test_a_killed_request_is_refunded_within_three_minutes(
     assert world.balance() == 100
 
 
-def test_a_lease_that_still_runs_is_left_alone(world: World) -> None:
+def test_a_lease_that_has_not_expired_is_left_alone(world: World) -> None:
     abandon(world, MODEL)
     world.clock.sleep(30)
     assert world.reconcile(world.process()) == Reconciled()
     assert statuses(world) == [Status.RESERVED]
 
 
-def test_an_image_that_was_stored_is_settled_with_the_time_it_took(world: World) -> None:
+def test_a_stored_image_is_settled_with_its_duration(world: World) -> None:
     abandon(world, SETTLE)
     world.let_leases_pass()
     assert world.reconcile(world.process()) == Reconciled(settled=1)
@@ -88,7 +88,7 @@ def test_an_image_that_arrives_after_the_refund_is_removed_a_lease_later(world: 
     assert world.violations() == []
 
 
-def test_the_image_of_somebody_else_is_neither_charged_nor_removed(world: World) -> None:
+def test_an_image_of_another_attempt_is_neither_charged_nor_removed(world: World) -> None:
     abandon(world, SETTLE)
     (key,) = world.stored_keys()
     foreign = world.engine.s3.get_object(Bucket=world.engine.bucket, Key=key)["Body"].read()
@@ -100,7 +100,7 @@ def test_the_image_of_somebody_else_is_neither_charged_nor_removed(world: World)
     assert world.stored_keys() == {key}
 
 
-def test_a_row_that_makes_no_sense_does_not_stop_the_others(world: World) -> None:
+def test_an_unreadable_row_does_not_stop_the_others(world: World) -> None:
     abandon(world, MODEL)
     nonsense = {
         "pk": {"S": f"ORG#{world.organisation}"},
@@ -115,17 +115,17 @@ def test_a_row_that_makes_no_sense_does_not_stop_the_others(world: World) -> Non
     assert world.balance() == 100
 
 
-def test_without_the_store_nothing_is_decided_and_the_next_run_does_it(world: World) -> None:
+def test_without_the_store_nothing_is_decided_until_the_next_run(world: World) -> None:
     abandon(world, SETTLE)
     world.let_leases_pass()
-    down = world.process(Wire(4, Fault.OUTAGE))
-    assert [call.service for call in down.wire.calls] == []
+    down = world.process(Network(4, Fault.OUTAGE))
+    assert [call.service for call in down.network.calls] == []
     assert world.reconcile(down) == Reconciled(failed=1)
-    assert down.wire.calls[4].service == "s3"
+    assert down.network.calls[4].service == "s3"
     assert world.reconcile(world.process()) == Reconciled(settled=1)
 
 
-def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) -> None:
+def test_many_due_rows_take_several_runs(new_world: NewWorld) -> None:
     world = new_world(credits_=150, rate_limit=10_000)
     for _ in range(30):
         abandon(world, MODEL)
@@ -134,7 +134,7 @@ def test_many_holds_are_worked_through_over_several_runs(new_world: NewWorld) ->
     def takes_a_while(_call: Call) -> None:
         world.clock.sleep(0.01)
 
-    first = world.reconcile(world.process(Wire(before_each=takes_a_while)), ends_after_s=0.6)
+    first = world.reconcile(world.process(Network(before_each=takes_a_while)), ends_after_s=0.6)
     assert first is not None
     assert 0 < first.refunded < 30
     assert first.left > 0

@@ -1,4 +1,4 @@
-"""The environment as the service reads it."""
+"""The settings that the service reads from its environment."""
 
 import pytest
 
@@ -15,7 +15,7 @@ ENVIRONMENT = {
 }
 
 
-def test_what_is_required_is_enough_and_the_rest_has_defaults() -> None:
+def test_optional_settings_have_defaults() -> None:
     settings = Settings.from_environment(ENVIRONMENT)
     assert settings.image_base_url == "https://images.example"
     assert settings.gemini_model == DEFAULT_MODEL == "gemini-3.1-flash-lite-image"
@@ -30,7 +30,7 @@ def test_a_missing_variable_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize(("written", "meant"), [("true", True), ("1", True), ("false", False)])
-def test_the_suffix_of_image_names_is_switched_with_words(written: str, *, meant: bool) -> None:
+def test_the_image_key_suffix_is_a_boolean(written: str, *, meant: bool) -> None:
     settings = Settings.from_environment({**ENVIRONMENT, "IMAGE_KEY_SUFFIX": written})
     assert settings.image_key_suffix is meant
 

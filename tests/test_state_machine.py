@@ -1,8 +1,8 @@
 """Any history of grants, requests, jobs, failures, crashes, retries, reconciles and passing time.
 
-Hypothesis makes up the history and this module keeps a plain account of it: a number of credits,
-and for each job and each request that was killed what its reservation will come to. The service
-must agree after every step. Any message that was ever sent may come at any time, and again.
+Hypothesis generates the history, and this module keeps a plain account of it: the credits, and the
+fate of each open reservation. The service must agree after every step. Any message that was ever
+sent may be delivered at any time, and again.
 """
 
 from dataclasses import dataclass
@@ -31,25 +31,23 @@ from lib.generation import Accepted, Finished
 from lib.ledger.rows import Grant
 from tests.engines import Engine
 from tests.reporting import tally
-from tests.world import Fault, Wire, World
+from tests.world import Fault, Network, World
 
 PRICE = 5
 KEYS = st.sampled_from(["k1", "k2", "k3"])
-# The calls of a request in a minute that has begun.
+# Calls of a request in an open minute.
 RESERVE, MODEL, PUT, SETTLE = range(4)
-# Those of an asynchronous one.
-SEND, TAKE_FOR_LONG = 1, 2
-# Those of a delivery, but for the first.
-TAKE = 0
+# Calls of an asynchronous one.
+SEND, EXTEND_FOR_THE_QUEUE = 1, 2
+# The first call of a delivery; the others are those of a request.
+EXTEND = 0
 DEATHS = st.sampled_from([Fault.KILLED_BEFORE, Fault.KILLED_AFTER])
 
 
 @dataclass
 class Open:
-    """A job, or a reservation whose process is dead: once its lease is over it is ended.
-
-    It is settled or refunded then, stored or not. A job's ``message`` is the text that was sent.
-    """
+    """An open reservation of a job or of a dead sandbox. When its lease has expired, the reconciler
+    settles it if its image is ``stored``, and refunds it if not."""
 
     expires_at: float
     stored: bool
@@ -82,10 +80,10 @@ class Money(RuleBasedStateMachine):
     def minute_now(self) -> int:
         return int(self.world.clock.now_s) // 60
 
-    def calls_to_learn(self, key: str | None = None) -> int:
-        """How many calls the next debit spends on learning of a new minute or of a freed key.
+    def extra_calls(self, key: str | None = None) -> int:
+        """The calls that the next debit spends on a new minute or on a freed key.
 
-        A little time passes too, so that no request shares its millisecond with another.
+        A little time passes, so that no two requests share a millisecond.
         """
         self.world.clock.sleep(0.01)
         if key in self.freed:
@@ -96,12 +94,12 @@ class Money(RuleBasedStateMachine):
         return self.opened(key) is not None
 
     def opened(self, key: str | None) -> Open | None:
-        """What is still to be made under the key."""
+        """The open reservation of the key."""
         found = [each for each in self.open if key is not None and each.key == key]
         return found[0] if found else None
 
     def sent(self, which: int) -> tuple[str, Open | None]:
-        """One of all messages, and its job unless it has ended."""
+        """One of all messages, and its job if that is open."""
         messages = self.world.mailbox.messages
         message = messages[which % len(messages)]
         jobs = [each for each in self.open if each.message == message]
@@ -111,7 +109,7 @@ class Money(RuleBasedStateMachine):
         return int(self.world.clock.now_s)
 
     def reserved(self, minute: int, job: Open) -> None:
-        """A debit in that minute, for a job."""
+        """Records a debit in that minute, for a job."""
         self.minute = minute
         self.credits -= PRICE
         self.freed.discard(job.key)
@@ -141,7 +139,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(key=st.none() | KEYS)
     def ask(self, key: str | None) -> None:
-        spent = self.calls_to_learn(key)
+        spent = self.extra_calls(key)
         process = self.world.process()
         answer = self.world.request(process, key)
         if key in self.urls:
@@ -154,7 +152,7 @@ class Money(RuleBasedStateMachine):
             assert answer.remaining == self.credits
         else:
             assert isinstance(answer, Finished)
-            assert len(process.wire.calls) == SETTLE + 1 + spent
+            assert len(process.network.calls) == SETTLE + 1 + spent
             self.minute = self.minute_now()
             self.credits -= PRICE
             if key is not None:
@@ -166,7 +164,7 @@ class Money(RuleBasedStateMachine):
     def fail(self, key: str | None) -> None:
         if key in self.urls or self.in_flight(key):
             return
-        self.calls_to_learn()
+        self.extra_calls()
         answer = self.world.request(self.world.process(failure=ContentRejected()), key)
         self.minute = self.minute_now()
         assert isinstance(answer, GenerationFailed)
@@ -182,9 +180,9 @@ class Money(RuleBasedStateMachine):
     def die(self, key: str | None, call: int, fault: Fault) -> None:
         if key in self.urls or self.in_flight(key):
             return
-        wire = Wire(call + self.calls_to_learn(key), fault)
+        network = Network(call + self.extra_calls(key), fault)
         expires_at = int(self.world.clock.now_s) + LEASE_S
-        assert self.world.request(self.world.process(wire), key) is None
+        assert self.world.request(self.world.process(network), key) is None
         done = call + (1 if fault is Fault.KILLED_AFTER else 0)
         if done <= RESERVE:
             return
@@ -206,15 +204,15 @@ class Money(RuleBasedStateMachine):
     def stumble(self, call: int, fault: Fault) -> None:
         if call == MODEL:
             return
-        wire = Wire(call + self.calls_to_learn(), fault)
-        answer = self.world.request(self.world.process(wire))
+        network = Network(call + self.extra_calls(), fault)
+        answer = self.world.request(self.world.process(network))
         assert isinstance(answer, Finished)
         self.minute = self.minute_now()
         self.credits -= PRICE
 
     @rule(key=st.none() | KEYS)
     def accept(self, key: str | None) -> None:
-        self.calls_to_learn(key)
+        self.extra_calls(key)
         earlier = self.opened(key)
         answer = self.world.accept(self.world.process(), key)
         if key in self.urls:
@@ -236,16 +234,16 @@ class Money(RuleBasedStateMachine):
             self.reserved(self.minute_now(), job)
 
     @precondition(lambda self: self.credits >= PRICE)
-    @rule(key=st.none() | KEYS, call=st.integers(RESERVE, TAKE_FOR_LONG), fault=DEATHS)
+    @rule(key=st.none() | KEYS, call=st.integers(RESERVE, EXTEND_FOR_THE_QUEUE), fault=DEATHS)
     def die_accepting(self, key: str | None, call: int, fault: Fault) -> None:
         if key in self.urls or self.in_flight(key):
             return
-        wire = Wire(call + self.calls_to_learn(key), fault)
-        assert self.world.accept(self.world.process(wire), key) is None
+        network = Network(call + self.extra_calls(key), fault)
+        assert self.world.accept(self.world.process(network), key) is None
         done = call + (1 if fault is Fault.KILLED_AFTER else 0)
         if done <= RESERVE:
             return
-        lease_s = JOB_WAITS_S if done > TAKE_FOR_LONG else LEASE_S
+        lease_s = JOB_WAITS_S if done > EXTEND_FOR_THE_QUEUE else LEASE_S
         message = self.world.mailbox.messages[-1] if done > SEND else None
         expires_at = self.now_s() + lease_s
         job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)
@@ -254,12 +252,12 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.credits >= PRICE)
     @rule(key=st.none() | KEYS, fault=st.sampled_from([Fault.OUTAGE, Fault.LOST_THEN_OUTAGE]))
     def fail_to_queue(self, key: str | None, fault: Fault) -> None:
-        """The credits are back at once; the message may be in the queue all the same."""
+        """The credits are refunded at once, although the message may be in the queue."""
         if key in self.urls or self.in_flight(key):
             return
-        wire = Wire(SEND + self.calls_to_learn(key), fault)
+        network = Network(SEND + self.extra_calls(key), fault)
         minute = self.minute_now()
-        assert isinstance(self.world.accept(self.world.process(wire), key), JobNotQueued)
+        assert isinstance(self.world.accept(self.world.process(network), key), JobNotQueued)
         self.minute = minute
         if key is not None:
             self.freed.add(key)
@@ -271,22 +269,22 @@ class Money(RuleBasedStateMachine):
         process = self.world.process(failure=ContentRejected() if fails else None)
         assert self.world.work(process, message)
         if job is None:
-            assert len(process.wire.calls) == TAKE + 1
+            assert len(process.network.calls) == EXTEND + 1
         elif fails:
             self.refunded(job)
         else:
             self.settled(job)
 
     @precondition(lambda self: self.world.mailbox.messages)
-    @rule(which=st.integers(0, 7), call=st.integers(TAKE, SETTLE), fault=DEATHS)
+    @rule(which=st.integers(0, 7), call=st.integers(EXTEND, SETTLE), fault=DEATHS)
     def die_working(self, which: int, call: int, fault: Fault) -> None:
         message, job = self.sent(which)
-        self.world.work(self.world.process(Wire(call, fault)), message)
+        self.world.work(self.world.process(Network(call, fault)), message)
         done = call + (1 if fault is Fault.KILLED_AFTER else 0)
-        if job is None or done <= TAKE:
+        if job is None or done <= EXTEND:
             return
         job.expires_at = self.now_s() + WORKER_LEASE_S
-        # One more call looks whose image is there already.
+        # One more call checks whose image is stored already.
         if done > SETTLE + (1 if job.stored else 0):
             self.settled(job)
         elif done > PUT:
@@ -314,19 +312,19 @@ class Money(RuleBasedStateMachine):
 
 
 @pytest.mark.real
-def test_no_history_makes_the_service_disagree_with_a_plain_account(engine: Engine) -> None:
-    class Machine(Money):
+def test_the_service_agrees_with_a_plain_account_after_any_history(engine: Engine) -> None:
+    class OnEngine(Money):
         pass
 
-    Machine.engine = engine
+    OnEngine.engine = engine
     chosen = settings(
         max_examples=8 if engine.name == "moto" else 100,
         stateful_step_count=12,
         deadline=None,
         derandomize=True,
-        # A shorter history than the one found says little more, and takes minutes to find.
+        # Shrinking takes minutes and adds little.
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Machine, settings=chosen)
-    tally(f"steps of made-up histories on {engine.name}", Machine.steps)
+    run_state_machine_as_test(OnEngine, settings=chosen)
+    tally(f"steps of generated histories on {engine.name}", OnEngine.steps)

@@ -1,4 +1,4 @@
-"""How long the ledger waits before it tries a call to DynamoDB again."""
+"""The pauses between retries of a DynamoDB call."""
 
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ THROTTLED = "ThrottlingError"
 
 
 class Refusing:
-    """A DynamoDB client that cancels so many transactions, each for these reasons."""
+    """A DynamoDB client that cancels the first ``times`` transactions for these reasons."""
 
     def __init__(self, times: int, *codes: str) -> None:
         self._left = times
@@ -31,7 +31,7 @@ class Refusing:
 
 
 def pauses_of(times: int, *codes: str, seconds: float = 1000) -> list[float]:
-    """The longest that each pause may be."""
+    """The upper limit of each pause."""
     pauses: list[float] = []
     client = cast("Any", Refusing(times, *codes))
     table = Table(client, "credits", sleep=pauses.append, jitter=lambda: 1.0)
@@ -39,16 +39,16 @@ def pauses_of(times: int, *codes: str, seconds: float = 1000) -> list[float]:
     return pauses
 
 
-def test_after_conflicts_the_pauses_grow_to_a_fifth_of_a_second() -> None:
+def test_pauses_after_conflicts_grow_to_a_fifth_of_a_second() -> None:
     assert pauses_of(6, CONFLICT, "None") == [0.025, 0.05, 0.1, 0.2, 0.2, 0.2]
 
 
 @pytest.mark.parametrize("codes", [(THROTTLED,), (CONFLICT, THROTTLED)])
-def test_where_there_is_throttling_they_grow_to_four_fifths(codes: tuple[str, ...]) -> None:
+def test_pauses_after_throttling_grow_to_four_fifths_of_a_second(codes: tuple[str, ...]) -> None:
     assert pauses_of(7, *codes) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 0.8]
 
 
-def test_nothing_is_tried_again_that_would_not_fit_into_the_time_left() -> None:
+def test_a_retry_that_does_not_fit_into_the_deadline_is_not_made() -> None:
     with pytest.raises(LedgerUnreachable) as unreachable:
         pauses_of(6, CONFLICT, seconds=3.0)
     assert not unreachable.value.maybe_done

@@ -1,13 +1,13 @@
-"""A whole service on an engine of choice, with a clock, a wire and a model that tests own.
+"""The whole service on either engine, with a simulated clock, network and model.
 
-The wire is between our rooms and everything outside: each call to DynamoDB, to the object store and
-to the model passes through ``Wire.call``. There it is written down, and there a fault strikes.
+Each call to DynamoDB, the object store, the queue and the model passes through ``Network.call``,
+which records it and may inject a fault.
 """
 
 import io
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -38,18 +38,18 @@ from lib.settings import Settings
 from tests.engines import Engine
 
 BASE_URL = "https://images.example"
-# Connecting and one read timeout, as lib.clients has them: what a call costs that nobody answers.
+# One call that times out: connecting and one read timeout, as in lib.clients.
 CALL_TAKES_S = {"dynamodb": 3.0, "s3": 4.0, "sqs": 3.0}
 _TEMPLATE = Template.from_file()
 _numbers = count(1)
 
 
 class Killed(BaseException):
-    """The process is gone: no ``except`` and no refund of its own can see this."""
+    """The sandbox was killed: no ``except Exception`` of the service handles this."""
 
 
 class Fault(StrEnum):
-    """What can happen to one call."""
+    """A fault that is injected into one call."""
 
     KILLED_BEFORE = "killed before the call"
     KILLED_AFTER = "killed after it took effect"
@@ -58,13 +58,13 @@ class Fault(StrEnum):
     CONFLICT = "a transaction conflict"
     THROTTLED = "throttled"
     BODY_CUT = "the connection breaks in the middle of the body"
-    OUTAGE = "the service answers nothing from here on"
-    LOST_THEN_OUTAGE = "it took effect, and the service answers nothing from here on"
+    OUTAGE = "an outage begins before it took effect"
+    LOST_THEN_OUTAGE = "an outage begins after it took effect"
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call that left a room."""
+    """One call to another service."""
 
     service: str
     operation: str
@@ -93,25 +93,25 @@ class Call:
 
 
 @dataclass
-class Wire:
-    """What one process says to the outside, and the one fault that strikes it."""
+class Network:
+    """The calls of one sandbox, and the fault that strikes one of them."""
 
     strikes_at: int | None = None
     fault: Fault | None = None
     before_each: Callable[[Call], None] = lambda _call: None
-    unanswered: Callable[[Call], None] = lambda _call: None
+    on_timeout: Callable[[Call], None] = lambda _call: None
     calls: list[Call] = field(default_factory=list)
     _dead: bool = False
-    _out: str | None = None
+    _down: str | None = None
 
     def call(self, call: Call, effect: Callable[[], Any]) -> Any:
-        """Runs ``effect``, unless the fault of this wire has something against it."""
+        """Runs ``effect``, unless a fault prevents it."""
         if self._dead:
             raise Killed
         number = len(self.calls)
         self.calls.append(call)
-        if self._out == call.service:
-            self.unanswered(call)
+        if self._down == call.service:
+            self.on_timeout(call)
             raise _unreachable(call)
         self.before_each(call)
         if number != self.strikes_at or self.fault is None:
@@ -129,10 +129,11 @@ class Wire:
         if fault is Fault.CONFLICT:
             raise _conflict(call)
         if fault is Fault.THROTTLED:
-            raise _throttled(call)
+            throttled = ("SlowDown", 503) if call.service == "s3" else ("ThrottlingException", 400)
+            raise _aws_error(call, *throttled)
         if fault in {Fault.OUTAGE, Fault.LOST_THEN_OUTAGE}:
-            self._out = call.service
-        self.unanswered(call)
+            self._down = call.service
+        self.on_timeout(call)
         raise _lost(call) if fault in _AFTER_THE_EFFECT else _unreachable(call)
 
 
@@ -157,19 +158,21 @@ def _lost(call: Call) -> Exception:
     return ReadTimeoutError(endpoint_url="https://slow.example")
 
 
-def _throttled(call: Call) -> ClientError:
-    if call.service == "s3":
-        return _aws_error(call, "SlowDown", 503)
-    return _aws_error(call, "ThrottlingException", 400)
-
-
 def _conflict(call: Call) -> ClientError:
-    if call.operation != "transact_write_items":
-        return _aws_error(call, "TransactionConflictException", 400)
-    conflict = _aws_error(call, "TransactionCanceledException", 400)
-    reasons = [{"Code": "TransactionConflict"}, {"Code": "None"}]
-    cast("dict[str, Any]", conflict.response)["CancellationReasons"] = reasons
-    return conflict
+    transaction = call.operation == "transact_write_items"
+    return conflict(call.operation, items=2 if transaction else 0)
+
+
+def conflict(operation: str, items: int) -> ClientError:
+    """A conflict as DynamoDB reports it; ``items`` is the size of a transaction.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html
+    """
+    code = "TransactionCanceledException" if items else "TransactionConflictException"
+    error = _aws_error(Call("dynamodb", operation), code, 400)
+    reasons = [{"Code": "TransactionConflict"}, *[{"Code": "None"}] * (items - 1)]
+    cast("dict[str, Any]", error.response)["CancellationReasons"] = reasons
+    return error
 
 
 def _aws_error(call: Call, code: str, status: int) -> ClientError:
@@ -180,29 +183,32 @@ def _aws_error(call: Call, code: str, status: int) -> ClientError:
     return ClientError(response, call.operation)
 
 
-class OnWire:
-    """A boto3 client whose calls pass through a wire."""
+class NetworkClient:
+    """A boto3 client whose calls pass through a network."""
 
-    def __init__(self, client: Any, service: str, wire: Wire) -> None:
+    def __init__(self, client: Any, service: str, network: Network) -> None:
         self._client = client
         self._service = service
-        self._wire = wire
+        self._network = network
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         method = getattr(self._client, operation)
 
         def called(**arguments: Any) -> Any:
             call = Call(self._service, operation)
-            return self._wire.call(call, lambda: method(**arguments))
+            return self._network.call(call, lambda: method(**arguments))
 
         return called
 
 
 class Clock:
-    """Epoch seconds that pass when a test says so, and when something sleeps."""
+    """Epoch seconds that advance only when a test or a simulated pause says so.
 
-    def __init__(self) -> None:
-        self.now_s = float(int(time.time()) // 60 * 60)
+    By default the clock starts at a full minute, so that a test decides when one ends.
+    """
+
+    def __init__(self, now_s: float | None = None) -> None:
+        self.now_s = time.time() // 60 * 60 if now_s is None else now_s
 
     def __call__(self) -> float:
         return self.now_s
@@ -212,12 +218,12 @@ class Clock:
 
 
 class PaintedModel:
-    """A model that paints a small picture of the right shape, or fails as it is told."""
+    """A model that paints a small picture of the requested shape, or raises ``failure``."""
 
     def __init__(
-        self, wire: Wire, failure: Exception | None, take_time: Callable[[], None]
+        self, network: Network, failure: Exception | None, take_time: Callable[[], None]
     ) -> None:
-        self._wire = wire
+        self._network = network
         self._failure = failure
         self._take_time = take_time
 
@@ -225,7 +231,9 @@ class PaintedModel:
         assert prompt
         if deadline.passed():
             raise ModelTimedOut
-        return cast("bytes", self._wire.call(Call("model", "generate"), lambda: self._paint(ratio)))
+        return cast(
+            "bytes", self._network.call(Call("model", "generate"), lambda: self._paint(ratio))
+        )
 
     def _paint(self, ratio: AspectRatio) -> bytes:
         self._take_time()
@@ -244,7 +252,7 @@ def small_picture(ratio: AspectRatio) -> bytes:
 
 
 class Mailbox:
-    """A queue: what was sent stays until a test takes it out."""
+    """A queue that keeps every message that was sent."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -255,10 +263,10 @@ class Mailbox:
 
 
 @dataclass
-class Process:
-    """One sandbox: a wire and the rooms behind it."""
+class Sandbox:
+    """One sandbox of the service, behind its own network."""
 
-    wire: Wire
+    network: Network
     ledger: Ledger
     accounts: Accounts
     images: Images
@@ -267,9 +275,9 @@ class Process:
 
 
 class World:
-    """A table with one organisation in it, a clock, and any number of processes.
+    """A table with one organisation, a clock, and any number of sandboxes.
 
-    Each world has a table of its own: moto copies all of its tables at every transaction.
+    Each world has its own table: moto copies a whole table at every transaction.
     """
 
     def __init__(self, engine: Engine, credits_: int = 100, rate_limit: int = 60) -> None:
@@ -288,7 +296,7 @@ class World:
             | {
                 "credits": number(credits_),
                 "rateLimit": number(rate_limit),
-                # The current minute has begun: a request spends no call on learning that.
+                # The minute is open already, so a request spends no call on opening it.
                 "rateWindow": number(int(self.clock.now_s)),
                 "rateUsed": number(0),
             }
@@ -316,24 +324,24 @@ class World:
 
     def process(
         self,
-        wire: Wire | None = None,
+        network: Network | None = None,
         failure: Exception | None = None,
         model_takes_s: float = 0,
-    ) -> Process:
-        """A new process; ``failure`` is what its model answers with."""
-        wire = wire or Wire()
-        wire.unanswered = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
-        dynamodb: Any = OnWire(self.engine.dynamodb, "dynamodb", wire)
-        s3: Any = OnWire(self.engine.s3, "s3", wire)
-        sqs: Any = OnWire(self.mailbox, "sqs", wire)
+    ) -> Sandbox:
+        """A new sandbox; ``failure`` is what its model raises."""
+        network = network or Network()
+        network.on_timeout = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
+        dynamodb: Any = NetworkClient(self.engine.dynamodb, "dynamodb", network)
+        s3: Any = NetworkClient(self.engine.s3, "s3", network)
+        sqs: Any = NetworkClient(self.mailbox, "sqs", network)
         jobs = Jobs(sqs, "https://queue.example", self.clock.sleep)
-        # Half of the longest pause, always: a test must be the same each time it runs.
+        # Always half of the longest pause: a test must be deterministic.
         table = Table(dynamodb, self.table, self.clock.sleep, jitter=lambda: 0.5)
         ledger = Ledger(table, self.clock)
         images = Images(lambda: s3, self.engine.bucket, BASE_URL, self.clock.sleep)
-        model = PaintedModel(wire, failure, lambda: self.clock.sleep(model_takes_s))
-        return Process(
-            wire=wire,
+        model = PaintedModel(network, failure, lambda: self.clock.sleep(model_takes_s))
+        return Sandbox(
+            network=network,
             ledger=ledger,
             accounts=Accounts(table, self.clock),
             images=images,
@@ -344,34 +352,29 @@ class World:
     def order(
         self, key: str | None = None, prompt: str = "a red fox", *, asynchronous: bool = False
     ) -> Order:
-        """What the customer of this world asks for."""
+        """An order of the organisation."""
         ratio = AspectRatio.LANDSCAPE_16_9
         return Order(self.organisation, prompt, ratio, key, asynchronous=asynchronous)
 
-    def request(self, process: Process, key: str | None = None) -> Finished | ServiceError | None:
-        """One request: the customer's image, the error they see, or nothing when it was killed."""
-        began = self.clock.now_s
-        try:
-            with self.observe() as observation:
-                deadline = self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S)
-                return process.generations.generate(self.order(key), deadline, observation)
-        except ServiceError as error:
-            return error
-        except Killed:
-            return None
-        finally:
-            self.last_request_took_s = self.clock.now_s - began
+    def request(self, process: Sandbox, key: str | None = None) -> Finished | ServiceError | None:
+        """One request: the image, the error, or None if the sandbox was killed."""
+        answer = self._ask(process.generations.generate, self.order(key))
+        assert not isinstance(answer, Accepted)
+        return answer
 
     def accept(
-        self, process: Process, key: str | None = None
+        self, process: Sandbox, key: str | None = None
     ) -> Accepted | Finished | ServiceError | None:
-        """One asynchronous request: what the customer sees, or nothing when it was killed."""
+        """One asynchronous request: the answer, or None if the sandbox was killed."""
+        return self._ask(process.generations.accept, self.order(key, asynchronous=True))
+
+    def _ask(
+        self, act: Callable[[Order, Deadline, Observation], Accepted | Finished], order: Order
+    ) -> Accepted | Finished | ServiceError | None:
         began = self.clock.now_s
         try:
             with self.observe() as observation:
-                deadline = self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S)
-                order = self.order(key, asynchronous=True)
-                return process.generations.accept(order, deadline, observation)
+                return act(order, self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S), observation)
         except ServiceError as error:
             return error
         except Killed:
@@ -379,8 +382,8 @@ class World:
         finally:
             self.last_request_took_s = self.clock.now_s - began
 
-    def work(self, process: Process, message: str) -> bool:
-        """One delivery of a job; whether the worker was done with it."""
+    def work(self, process: Sandbox, message: str) -> bool:
+        """Delivers a job once; returns whether the worker completed it."""
         deadline = self.deadline(WORKER_TIMEOUT_S)
         try:
             with self.observe() as observation:
@@ -389,24 +392,22 @@ class World:
             return False
         return True
 
-    def deliver(self, process: Process | None = None) -> None:
-        """Every message that was ever sent comes to a worker, now and perhaps once more."""
+    def deliver(self, process: Sandbox | None = None) -> None:
+        """Delivers every message that was ever sent, perhaps not for the first time."""
         for message in self.mailbox.messages:
             self.work(process or self.process(), message)
 
-    def reconcile(self, process: Process, ends_after_s: float = 45) -> Reconciled | None:
-        """One run of the reconciler, over every hold in the table; nothing when it broke off."""
+    def reconcile(self, process: Sandbox, ends_after_s: float = 45) -> Reconciled | None:
+        """One run of the reconciler over all due rows; None if it was aborted."""
         try:
             with self.observe() as observation:
                 return process.reconciler.run(self.deadline(ends_after_s), observation)
         except (Killed, LedgerUnreachable):
             return None
 
-    @contextmanager
-    def observe(self) -> Iterator[Observation]:
-        """A record of one request."""
-        with self.telemetry.observe("a-request") as observation:
-            yield observation
+    def observe(self) -> AbstractContextManager[Observation]:
+        """The observation of one request."""
+        return self.telemetry.observe("a-request")
 
     def let_leases_pass(self) -> None:
         """Moves the clock past every lease."""
@@ -416,14 +417,14 @@ class World:
         self.clock.sleep(max(LEASE_S, longest_s) + 1)
 
     def settle_down(self) -> None:
-        """What happens in the minutes after: leases pass, and the reconciler comes by."""
+        """Ends what is open: leases expire, and the reconciler runs."""
         for _ in range(2):
             if any(_is_open(each) for each in self.generations()):
                 self.let_leases_pass()
                 self.reconcile(self.process())
 
     def rows(self) -> list[Item]:
-        """Everything that the table holds of the organisation."""
+        """All rows of the organisation."""
         answer = self.engine.dynamodb.query(
             TableName=self.table,
             KeyConditionExpression="pk = :pk",
@@ -452,7 +453,7 @@ class World:
         return {found["Key"] for found in answer.get("Contents", [])}
 
     def violations(self) -> list[str]:
-        """What is wrong with the money now that nothing is going on any more."""
+        """Everything that is wrong with the money once nothing is in progress."""
         rows = self.rows()
         (account,) = (Account.from_item(row) for row in rows if row["sk"]["S"] == "ACCOUNT")
         report = audit_of(self.organisation, account, rows, int(self.clock.now_s))
@@ -468,7 +469,7 @@ class World:
         for key in charged & stored:
             found = self.process().images.read(key)
             if found is None or not is_whole_png(found.content):
-                wrong.append(f"{key} is charged and is no whole PNG")
+                wrong.append(f"{key} is charged and is not a whole PNG")
         return wrong
 
 
