@@ -177,10 +177,10 @@ MUTANTS = (
 """,
     ),
     in_generation(
-        "keep the image of a refunded generation",
+        "answer 200 for a generation that the reconciler refunded",
         ORDERS + "[a slow request and the reconciler]",
-        "self._delete(generation, observation)\n",
-        "pass\n",
+        "raise lost from fault",
+        'observation.count("Fenced")',
         after="except ReservationGone",
     ),
     in_generation(

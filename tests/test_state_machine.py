@@ -318,7 +318,7 @@ def test_the_service_agrees_with_a_plain_account_after_any_history(engine: Engin
 
     OnEngine.engine = engine
     chosen = settings(
-        max_examples=8 if engine.name == "moto" else 100,
+        max_examples=30 if engine.name == "moto" else 100,
         stateful_step_count=12,
         deadline=None,
         derandomize=True,
