@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 
 from infra.local.aws import REGION, EmbeddedAws
 from infra.local.functions import LambdaContext
-from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
+from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.local.stack import drop_dependencies
 from infra.template import Function, Template
 from lib.deadline import Deadline
@@ -458,11 +458,11 @@ def _fresh() -> Iterator[None]:
         drop_dependencies()
 
 
-def _small_picture(request: Received) -> Answer | None:
+def _small_picture(request: ModelRequest) -> ModelResponse | None:
     """One colour and quickly made; what a prompt asks to go wrong is left to the stand-in."""
     if "[fail:" in json.dumps(request.body):
         return None
     data = base64.b64encode(small_picture(AspectRatio.SQUARE)).decode()
     content = {"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
-    return Answer(200, json.dumps({"candidates": [candidate]}).encode())
+    return ModelResponse(200, json.dumps({"candidates": [candidate]}).encode())

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, ModelResponse
 from infra.local.landscape import SIZES
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -286,7 +286,7 @@ def test_a_reset_is_a_reset(shared: GeminiStandIn) -> None:
 def test_a_script_answers_in_its_place_until_it_says_none() -> None:
     with GeminiStandIn(fixed_picture=True) as stand_in:
         stand_in.answer_with(
-            lambda request: Answer(418, b"teapot") if "tea" in str(request.body) else None
+            lambda request: ModelResponse(418, b"teapot") if "tea" in str(request.body) else None
         )
 
         assert post(stand_in, request_of("tea"))[::2] == (418, b"teapot")

@@ -24,8 +24,7 @@ import pytest
 from PIL import Image
 
 from infra.local.aws import EmbeddedAws
-from infra.local.gemini_stand_in import FAILURES, GeminiStandIn
-from infra.local.gemini_stand_in import Answer as ModelAnswer
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, ModelResponse
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib.picture.aspect_ratio import AspectRatio
@@ -195,7 +194,7 @@ def quick_model(stack: LocalStack) -> Iterator[None]:
     data = base64.b64encode(buffer.getvalue()).decode()
     parts = [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]
     candidate = {"content": {"parts": parts, "role": "model"}, "finishReason": "STOP"}
-    answer = ModelAnswer(200, json.dumps({"candidates": [candidate]}).encode())
+    answer = ModelResponse(200, json.dumps({"candidates": [candidate]}).encode())
     assert stack.stand_in is not None
     stack.stand_in.answer_with(lambda _request: answer)
     yield

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from infra.dashboard import SOURCE, embedded
 from infra.template import TEMPLATE_PATH, Cors, Route, Template, TemplateError, parse
 from lib.deadline import (
     AFTER_MODEL_S,
