@@ -7,22 +7,25 @@ that CloudWatch would extract from the functions' logs.
 
 import base64
 import contextlib
+import gc
 import importlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
+from handlers.dependencies import dependencies
 from infra.local.aws import REGION, EmbeddedAws
 from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
-from infra.local.stack import drop_dependencies
 from infra.template import Function, Template
 from lib.deadline import Deadline
 from lib.keys.format import new_key
@@ -42,6 +45,7 @@ HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
 R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
+_HANDLERS = ("account", "generate", "reconcile", "worker")
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
 _TRANSACTED = {
     "Put": "PutItem",
@@ -145,7 +149,7 @@ class _Driver:
         self._functions = {each.handler: each for each in functions}
         self._environment = recording.variant.environment()
         self._table = self._environment["CREDITS_TABLE"]
-        self._running = self._sandbox = ""
+        self._running = ""
         self._key = ""
         self._faults: dict[tuple[str, str], list[Exception]] = {}
         self._saying = ""
@@ -283,10 +287,6 @@ class _Driver:
 
     def _call(self, handler: str, event: Mapping[str, object]) -> Any:
         function = self._functions[handler]
-        if function.name != self._sandbox:
-            # On Lambda each function has its own processes, and shares no cache with another.
-            drop_dependencies()
-            self._sandbox = function.name
         module, _, attribute = handler.rpartition(".")
         context = LambdaContext(function.name, str(function.memory_mb), function.timeout_s)
         self._running = function.name
@@ -444,9 +444,17 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             patch.delenv(name)
         for name, value in variables.items():
             patch.setenv(name, value)
-        drop_dependencies()
+        # On Lambda each function has its own processes, and shares no cache with another.
+        caches = {name: cache(dependencies.__wrapped__) for name in _HANDLERS}
+        for name, own in caches.items():
+            patch.setattr(f"handlers.{name}.dependencies", own)
         yield
-        drop_dependencies()
+        with warnings.catch_warnings():
+            # On Lambda the idle connections end with the process.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for own in caches.values():
+                own.cache_clear()
+            gc.collect()
 
 
 def _small_picture(request: ModelRequest) -> ModelResponse | None:
