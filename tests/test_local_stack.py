@@ -349,7 +349,7 @@ def test_the_printed_commands_work_and_ctrl_c_stops_everything(tmp_path: Path) -
         hanging.join()
 
         assert (status, errors) == (0, "")
-        assert took_s < 5
+        assert took_s < 10
         assert not running.has_children()
         assert not (files / "api-key").exists()
         with pytest.raises(ConnectionRefusedError):
