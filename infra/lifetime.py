@@ -1,4 +1,4 @@
-"""What runs for a while, and always ends: used as ``with``, it stops when the block does."""
+"""Base classes for what is started and stopped: used with ``with``, it stops with the block."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -8,7 +8,7 @@ __all__ = ["Runs", "Stops"]
 
 
 class Stops(ABC):
-    """It is stopped at the end of the block."""
+    """Stops at the end of the block."""
 
     def __enter__(self) -> Self:
         return self
@@ -23,11 +23,11 @@ class Stops(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends it, and all that it started."""
+        """Stops it and everything that it started."""
 
 
 class Runs(Stops):
-    """It is started at the beginning of the block, too."""
+    """Starts at the beginning of the block too."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -35,4 +35,4 @@ class Runs(Stops):
 
     @abstractmethod
     def start(self) -> None:
-        """Begins."""
+        """Starts it."""

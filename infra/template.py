@@ -1,7 +1,7 @@
-"""What the rest of ``infra`` needs to know from ``template.yaml``, so that it is written down once.
+"""Reads ``template.yaml`` for the rest of ``infra``, which keeps it the only definition.
 
-The local stack, the tests and the benchmarks take the table, the routes, the handlers, the
-timeouts and the schedules from here.
+The local stack, the tests and the benchmarks get the table, the routes, the handlers, the timeouts
+and the schedules from here.
 """
 
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 __all__ = [
     "PROJECT_ROOT",
@@ -27,7 +28,7 @@ __all__ = [
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE_PATH = PROJECT_ROOT / "template.yaml"
 
-# What CloudFormation's table and DynamoDB's CreateTable have in common, in the same form.
+# The properties that CloudFormation and DynamoDB's CreateTable share, in the same form.
 _TABLE_PROPERTIES = (
     "AttributeDefinitions",
     "KeySchema",
@@ -36,13 +37,13 @@ _TABLE_PROPERTIES = (
 )
 _RATE = re.compile(r"rate\((\d+) (minute|hour|day)s?\)")
 _SECONDS = {"minute": 60, "hour": 3600, "day": 86400}
-# Lambda's own, for a function that says nothing.
+# Lambda's defaults.
 _DEFAULT_TIMEOUT_S = 3
 _DEFAULT_MEMORY_MB = 128
 
 
 class TemplateError(Exception):
-    """The template doesn't have what is asked of it, or in a form that isn't understood."""
+    """The template lacks what is asked for, or has it in an unsupported form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Route:
 class Function:
     """One function. ``handler`` is ``module.attribute``; each schedule is a period in seconds.
 
-    ``queues`` are the template's names of the SQS queues whose messages it gets.
+    ``queues`` holds the logical names of the SQS queues that invoke it.
 
     ``environment`` holds the values as the template writes them: text, or an intrinsic function
     such as ``{"Ref": "CreditsTable"}``.
@@ -75,9 +76,9 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """An SQS queue: when a message comes again, and after how often where it goes instead.
+    """An SQS queue. After ``receives`` deliveries a message moves to ``dead_letters``.
 
-    ``dead_letters`` is the template's name of that other queue.
+    ``dead_letters`` is the logical name of the dead-letter queue.
     """
 
     visibility_timeout_s: int
@@ -120,7 +121,7 @@ class Template:
         )
 
     def literal(self, value: object) -> str | None:
-        """A value that needs no deployment to be known: text, or a parameter's default."""
+        """A value known without a deployment: text, or a parameter's default; else None."""
         if isinstance(value, str):
             return value
         name = value.get("Ref") if isinstance(value, Mapping) else None
@@ -138,10 +139,10 @@ class Template:
         return {"TableName": table_name} | wanted
 
     def expiry_attribute(self, resource: str = "CreditsTable") -> str:
-        """The attribute with the epoch seconds after which the table ``resource`` drops an item.
+        """The attribute with the epoch seconds after which the table ``resource`` deletes an item.
 
         Raises:
-            TemplateError: there is no such table, or it keeps its items for ever.
+            TemplateError: there is no such table, or it never deletes items.
         """
         properties = self._properties(resource, "AWS::DynamoDB::Table")
         specification = properties.get("TimeToLiveSpecification", {})
@@ -165,10 +166,10 @@ class Template:
         )
 
     def cors(self, resource: str = "HttpApi") -> Cors:
-        """How the HTTP API ``resource`` answers other origins.
+        """The CORS configuration of the HTTP API ``resource``.
 
         Raises:
-            TemplateError: there is no such API, or it answers none.
+            TemplateError: there is no such API, or it has no configuration.
         """
         properties = self._properties(resource, "AWS::Serverless::HttpApi")
         if "CorsConfiguration" not in properties:
@@ -221,13 +222,6 @@ class Template:
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, plus CloudFormation's short forms as their long ones.
-
-    A date stays the text that was written: CloudFormation knows no dates.
-    """
-
-
 def parse(text: str) -> dict[str, Any]:
     """The template as plain data: ``!Ref A`` becomes ``{"Ref": "A"}``.
 
@@ -235,35 +229,12 @@ def parse(text: str) -> dict[str, Any]:
         TemplateError: it is not YAML, or has no resources.
     """
     try:
-        document = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        document = yaml_parse(text)
     except yaml.YAMLError as fault:
         raise TemplateError("the template is not YAML") from fault
     if not isinstance(document, dict) or not isinstance(document.get("Resources"), dict):
         raise TemplateError("the template has no Resources")
     return document
-
-
-def _intrinsic(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    value: Any
-    if isinstance(node, yaml.ScalarNode):
-        value = loader.construct_scalar(node)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    elif isinstance(node, yaml.MappingNode):
-        value = loader.construct_mapping(node, deep=True)
-    else:
-        raise TemplateError(f"!{suffix} stands before something that has no value")
-    if suffix == "GetAtt" and isinstance(value, str):
-        value = value.split(".", 1)
-    return {suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}": value}
-
-
-def _as_written(loader: _Loader, node: yaml.ScalarNode) -> object:
-    return loader.construct_scalar(node)
-
-
-_Loader.add_multi_constructor("!", _intrinsic)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
 
 
 def _variables(properties: Mapping[str, Any]) -> dict[str, object]:
@@ -280,5 +251,5 @@ def _whole_number(name: str, key: str, properties: Mapping[str, Any], default: i
 def _period_s(schedule: object) -> int:
     match = _RATE.fullmatch(schedule) if isinstance(schedule, str) else None
     if match is None:
-        raise TemplateError(f"{schedule}: only rate(...) schedules are understood")
+        raise TemplateError(f"{schedule}: only rate(...) schedules are supported")
     return int(match[1]) * _SECONDS[match[2]]

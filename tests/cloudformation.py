@@ -1,23 +1,31 @@
-"""The template as CloudFormation would take it, for parameters of choice: nothing is left to guess.
+"""The template as CloudFormation resolves it for chosen parameters.
 
-A reference to something that is absent, or kept out by its condition, is an error here as it is
-there, and so is an attribute that the resource doesn't have.
+As in CloudFormation, a reference to a missing resource, to one that its condition excludes, or to
+an attribute that the resource doesn't have is an error.
 """
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from infra.local.aws import REGION
+from infra.template import TEMPLATE_PATH, parse
 
-__all__ = ["ACCOUNT", "STACK", "Unresolvable", "Variant", "cycle_in", "references_in"]
+__all__ = ["ACCOUNT", "DOCUMENT", "ON_R2", "STACK", "Unresolvable", "Variant", "references_in"]
+
+DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
+ON_R2: dict[str, object] = {
+    "StorageEndpointUrl": "https://account.r2.cloudflarestorage.com",
+    "R2Bucket": "pictures",
+    "ImageBaseUrl": "https://images.example",
+    "StorageCredentialsSecret": "r2/credentials",
+}
 
 ACCOUNT = "123456789012"
 STACK = "pictures"
 _ABSENT = object()
 _VARIABLE = re.compile(r"\$\{(!?)([^}]+)\}")
-# What `!GetAtt` can ask of a resource, by the resource's type, and what it answers.
+# The attributes that `!GetAtt` can read, by the type of the resource.
 _ATTRIBUTES = {
     ("AWS::ApiGatewayV2::DomainName", "RegionalDomainName"): "{name}.execute-api.example",
     ("AWS::CloudFront::Distribution", "DomainName"): "d111111abcdef8.cloudfront.net",
@@ -30,7 +38,7 @@ _ATTRIBUTES = {
     ("AWS::SQS::Queue", "Arn"): "arn:aws:sqs:{region}:{account}:{name}",
     ("AWS::SQS::Queue", "QueueName"): "{name}",
 }
-# The property with a resource's name, where the operator or the template chooses one.
+# The property that names a resource, where the template or the operator chooses the name.
 _NAMED = {
     "AWS::ApiGatewayV2::DomainName": "DomainName",
     "AWS::CloudWatch::Dashboard": "DashboardName",
@@ -39,14 +47,14 @@ _NAMED = {
 
 
 class Unresolvable(Exception):
-    """CloudFormation would refuse the template; the sentence says why."""
+    """CloudFormation would reject the template."""
 
 
 class Variant:
     """One template with one choice of parameters.
 
-    ``names`` gives a resource another physical name than the one that is made up from the stack's
-    and its own; ``account`` is the AWS account.
+    ``names`` overrides the physical names of resources, by logical name; ``account`` is the AWS
+    account.
     """
 
     def __init__(
@@ -75,13 +83,13 @@ class Variant:
         self._names = names or {}
 
     def condition(self, name: str) -> bool:
-        """Whether the template's condition holds."""
+        """Whether the condition is true."""
         if name not in self._document.get("Conditions", {}):
             raise Unresolvable(f"no condition {name}")
         return self._holds(self._document["Conditions"][name])
 
     def refused(self) -> list[str]:
-        """Why the template's rules refuse these parameters; nothing when they are accepted."""
+        """Why the template's rules reject these parameters; empty if they accept them."""
         return [
             assertion["AssertDescription"]
             for rule in self._document.get("Rules", {}).values()
@@ -91,28 +99,30 @@ class Variant:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that all functions have in common."""
+        """The variables that all functions share."""
         found: dict[str, str] = self.resolved(self._document["Globals"]["Function"])["Environment"][
             "Variables"
         ]
         return found
 
     def resources(self, kind: str | None = None) -> dict[str, dict[str, Any]]:
-        """The resources that are made, all or of one type, without any intrinsic function."""
+        """The resources that are created, all or of one type, without intrinsic functions."""
         return {
             name: self.resolved(resource)
             for name, resource in self._document["Resources"].items()
-            if kind in (None, resource["Type"]) and self._is_made(resource)
+            if kind in (None, resource["Type"]) and self._is_created(resource)
         }
 
     def outputs(self) -> dict[str, str]:
-        """What the stack tells."""
+        """The outputs of the stack."""
         outputs = self._document.get("Outputs", {}).items()
-        return {name: self.resolved(each["Value"]) for name, each in outputs if self._is_made(each)}
+        return {
+            name: self.resolved(each["Value"]) for name, each in outputs if self._is_created(each)
+        }
 
     def name_of(self, logical: str) -> str:
-        """The physical name of a resource: what `!Ref` answers."""
-        resource = self._made(logical)
+        """The physical name of a resource: the value of `!Ref`."""
+        resource = self._created(logical)
         if logical in self._names:
             return self._names[logical]
         chosen = _NAMED.get(resource["Type"])
@@ -133,22 +143,22 @@ class Variant:
             if function is not None:
                 return function(self, next(iter(value.values())))
             if any(key.startswith("Fn::") for key in value):
-                raise Unresolvable(f"not understood: {list(value)}")
+                raise Unresolvable(f"not supported: {list(value)}")
             pairs = {key: self.resolved(each) for key, each in value.items()}
             return {key: each for key, each in pairs.items() if each is not _ABSENT}
         if isinstance(value, list):
             return [each for each in map(self.resolved, value) if each is not _ABSENT]
-        return copy.copy(value)
+        return value
 
-    def _is_made(self, resource: Mapping[str, Any]) -> bool:
+    def _is_created(self, resource: Mapping[str, Any]) -> bool:
         return "Condition" not in resource or self.condition(resource["Condition"])
 
-    def _made(self, logical: str) -> Mapping[str, Any]:
+    def _created(self, logical: str) -> Mapping[str, Any]:
         resource = self._document["Resources"].get(logical)
         if resource is None:
-            raise Unresolvable(f"nothing is called {logical}")
-        if not self._is_made(resource):
-            raise Unresolvable(f"{logical} is kept out by its condition")
+            raise Unresolvable(f"no resource {logical}")
+        if not self._is_created(resource):
+            raise Unresolvable(f"the condition of {logical} is false")
         found: Mapping[str, Any] = resource
         return found
 
@@ -158,23 +168,19 @@ class Variant:
         if name in self._values:
             return self._values[name]
         api, _, generated = name.partition(".")
-        if generated == "Stage" and self._made(api)["Type"] == "AWS::Serverless::HttpApi":
+        if generated == "Stage" and self._created(api)["Type"] == "AWS::Serverless::HttpApi":
             return "$default"
         return self.name_of(name)
 
     def _get_att(self, path: list[str]) -> str:
         logical, attribute = path
-        kind = self._made(logical)["Type"]
+        kind = self._created(logical)["Type"]
         if (kind, attribute) not in _ATTRIBUTES:
             raise Unresolvable(f"{logical} ({kind}) has no {attribute}")
+        # The reference to a queue is its URL.
+        name = self.name_of(logical).rpartition("/")[2] if "SQS" in kind else self.name_of(logical)
         account = self._pseudo["AWS::AccountId"]
-        return _ATTRIBUTES[kind, attribute].format(
-            name=self.name_of(logical).rpartition("/")[2]
-            if "SQS" in kind
-            else self.name_of(logical),
-            region=REGION,
-            account=account,
-        )
+        return _ATTRIBUTES[kind, attribute].format(name=name, region=REGION, account=account)
 
     def _sub(self, text: str) -> str:
         def found(match: re.Match[str]) -> str:
@@ -201,10 +207,10 @@ class Variant:
             return not self._holds(value[0])
         if operator in {"Fn::And", "Fn::Or"}:
             return (all if operator == "Fn::And" else any)(map(self._holds, value))
-        raise Unresolvable(f"not understood: {operator}")
+        raise Unresolvable(f"not supported: {operator}")
 
 
-# What `Ref`, `Fn::GetAtt`, `Fn::Sub` and `Fn::If` come to.
+# The intrinsic functions that the template uses outside conditions.
 _INTRINSIC: dict[str, Callable[[Variant, Any], Any]] = {
     "Ref": Variant._ref,  # noqa: SLF001 - the class's own
     "Fn::GetAtt": Variant._get_att,  # noqa: SLF001 - the class's own
@@ -214,7 +220,7 @@ _INTRINSIC: dict[str, Callable[[Variant, Any], Any]] = {
 
 
 def references_in(value: Any) -> set[str]:
-    """The names of everything that ``value`` refers to: resources, parameters, AWS's own."""
+    """The logical names that ``value`` refers to: resources, parameters, pseudo parameters."""
     if isinstance(value, list):
         return set().union(*map(references_in, value))
     if not isinstance(value, Mapping):
@@ -232,27 +238,3 @@ def references_in(value: Any) -> set[str]:
         else:
             found |= references_in(each)
     return found
-
-
-def cycle_in(resources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The resources that wait for each other to be made, in order; nothing when there are none.
-
-    A resource waits for what its properties refer to, for ``DependsOn``, and for what its
-    ``UpdatePolicy`` refers to.
-    """
-    waits_for = {}
-    for name, resource in resources.items():
-        explicit = resource.get("DependsOn", [])
-        named = {explicit} if isinstance(explicit, str) else set(explicit)
-        waiting = [resource.get("Properties", {}), resource.get("UpdatePolicy", {})]
-        waits_for[name] = (named | references_in(waiting)) & resources.keys()
-    made: set[str] = set()
-    while ready := {name for name in waits_for if name not in made and waits_for[name] <= made}:
-        made |= ready
-    left = {name: waits_for[name] - made for name in waits_for.keys() - made}
-    if not left:
-        return []
-    path = [min(left)]
-    while path.count(path[-1]) == 1:
-        path.append(min(left[path[-1]]))
-    return path[path.index(path[-1]) :]

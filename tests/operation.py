@@ -1,28 +1,31 @@
-"""The deployed functions at work in this process, through everything that may happen to them.
+"""Runs the deployed functions through every outcome, in this process, and records what they do.
 
 The real handlers run with the environment that the template gives them, on the embedded AWS and the
-Gemini stand-in. Two things are written down: each call that a function makes to AWS, as the
-permission that it takes there, and the metrics that CloudWatch would read from the function's log.
+Gemini stand-in. Recorded are each call to AWS, as the permission that it needs, and the metrics
+that CloudWatch would extract from the functions' logs.
 """
 
 import base64
 import contextlib
+import gc
 import importlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
+from handlers.dependencies import dependencies
 from infra.local.aws import REGION, EmbeddedAws
 from infra.local.functions import LambdaContext
-from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
-from infra.local.stack import drop_dependencies
+from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.template import Function, Template
 from lib.deadline import Deadline
 from lib.keys.format import new_key
@@ -31,10 +34,10 @@ from lib.ledger.accounts import Accounts
 from lib.ledger.rows import Grant
 from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
-from tests.cloudformation import Variant
+from tests.cloudformation import DOCUMENT, Variant
 from tests.world import small_picture
 
-__all__ = ["R2_KEY_ID", "Need", "Operation", "operated"]
+__all__ = ["R2_KEY_ID", "Need", "Recording", "recorded"]
 
 GENERATE = "POST /api/v1/models/gemini/generate"
 CREDITS = "GET /api/v1/billing/credits"
@@ -42,6 +45,7 @@ HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
 R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
+_HANDLERS = ("account", "generate", "reconcile", "worker")
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
 _TRANSACTED = {
     "Put": "PutItem",
@@ -49,7 +53,7 @@ _TRANSACTED = {
     "Delete": "DeleteItem",
     "ConditionCheck": "ConditionCheckItem",
 }
-# DynamoDB's calls on one table or index, each a permission of the same name.
+# DynamoDB's calls on one table or index; each needs the permission of the same name.
 _OF_DYNAMODB = {"GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query", "Scan"}
 _OF_S3 = {
     "PutObject": "s3:PutObject",
@@ -61,7 +65,7 @@ _OF_S3 = {
 
 @dataclass(frozen=True, order=True)
 class Need:
-    """A permission without which one call of a function would have been refused."""
+    """A permission that one call of a function needed."""
 
     function: str
     action: str
@@ -69,10 +73,10 @@ class Need:
 
 
 @dataclass
-class Operation:
-    """What was written down. ``emitted`` holds records in CloudWatch's embedded metric format.
+class Recording:
+    """``emitted`` holds records in CloudWatch's embedded metric format.
 
-    ``credentials`` are the ids of the access keys with which the object store was called.
+    ``credentials`` holds the ids of the access keys that called the object store.
     """
 
     variant: Variant
@@ -82,13 +86,13 @@ class Operation:
 
 
 @contextlib.contextmanager
-def operated(document: Mapping[str, Any], *, on_r2: bool = False) -> Iterator[Operation]:
-    """The functions of the template ``document``, after they were through everything."""
+def recorded(*, on_r2: bool = False) -> Iterator[Recording]:
+    """A recording of the template's functions, after every outcome."""
     with contextlib.ExitStack() as running:
         aws = running.enter_context(EmbeddedAws())
         stand_in = running.enter_context(GeminiStandIn())
         stand_in.answer_with(_small_picture)
-        variant = _deployed(document, aws, on_r2=on_r2)
+        variant = _deployed(aws, on_r2=on_r2)
         environment = {
             **variant.environment(),
             **aws.environment(),
@@ -96,21 +100,20 @@ def operated(document: Mapping[str, Any], *, on_r2: bool = False) -> Iterator[Op
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
+        functions = Template(DOCUMENT).functions()
+        driver = _Driver(Recording(variant), aws, functions)
+        running.enter_context(_sessions_of(driver))
         running.enter_context(_environment(environment))
-        functions = Template(document).functions()
-        drive = _Drive(Operation(variant), aws, functions)
-        running.enter_context(_sessions_of(drive))
-        running.enter_context(_fresh())
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
-            drive.through_everything()
+            driver.run()
         lines = (json.loads(line) for line in log.getvalue().splitlines())
-        drive.operation.emitted.extend(line for line in lines if "_aws" in line)
-        yield drive.operation
+        driver.recording.emitted.extend(line for line in lines if "_aws" in line)
+        yield driver.recording
 
 
-def _deployed(document: Mapping[str, Any], aws: EmbeddedAws, *, on_r2: bool) -> Variant:
-    """The table, the bucket and the secrets, under the names that the template gives them."""
+def _deployed(aws: EmbeddedAws, *, on_r2: bool) -> Variant:
+    """Creates the table, the bucket and the secrets under the names that the template sets."""
     made = aws.client("secretsmanager").create_secret(Name="gemini", SecretString="any-key")
     parameters = {}
     if on_r2:
@@ -122,43 +125,41 @@ def _deployed(document: Mapping[str, Any], aws: EmbeddedAws, *, on_r2: bool) -> 
             "ImageBaseUrl": "https://images.example",
             "StorageCredentialsSecret": R2_SECRET,
         }
-    # All embedded AWS of a process share the names of buckets.
+    # Every embedded AWS in this process shares the bucket names.
     names = {
         "GeminiApiKey": made["ARN"],
         "ImageBucket": f"images-{aws.account_id}",
         "JobsQueue": aws.client("sqs").create_queue(QueueName="jobs")["QueueUrl"],
     }
-    variant = Variant(document, parameters, names=names, account=aws.account_id)
+    variant = Variant(DOCUMENT, parameters, names=names, account=aws.account_id)
     environment = variant.environment()
-    aws.create_table(environment["CREDITS_TABLE"], Template(document))
+    aws.create_table(environment["CREDITS_TABLE"], Template(DOCUMENT))
     aws.create_bucket(environment["IMAGE_BUCKET"])
     return variant
 
 
-class _Drive:
-    """Calls the functions one after the other, and strikes the calls that they make."""
+class _Driver:
+    """Invokes the functions one after the other, and injects faults into their calls."""
 
     def __init__(
-        self, operation: Operation, aws: EmbeddedAws, functions: tuple[Function, ...]
+        self, recording: Recording, aws: EmbeddedAws, functions: tuple[Function, ...]
     ) -> None:
-        self.operation = operation
+        self.recording = recording
         self._aws = aws
         self._functions = {each.handler: each for each in functions}
-        self._environment = operation.variant.environment()
+        self._environment = recording.variant.environment()
         self._table = self._environment["CREDITS_TABLE"]
         self._running = ""
         self._key = ""
         self._faults: dict[tuple[str, str], list[Exception]] = {}
         self._saying = ""
 
-    # What happens.
-
-    def through_everything(self) -> None:
-        """Successes, refusals, failures, and what the reconciler makes of those."""
+    def run(self) -> None:
+        """Successes, rejections, failures, and how the reconciler resolves those."""
         self._requests()
         self._failures_of_the_model_and_the_store()
         self._failures_of_the_ledger()
-        self._holds()
+        self._due_rows()
         self._jobs()
 
     def _requests(self) -> None:
@@ -169,7 +170,7 @@ class _Drive:
         self._generate("", 400)
         self._read(CREDITS, 200)
         self._read("GET /healthz", 200)
-        self._key = new_key("nobody")
+        self._key = new_key("unknown")
         self._generate("A fox", 401)
         self._read(CREDITS, 401)
         self._open_account("poor", 0)
@@ -178,37 +179,37 @@ class _Drive:
         self._change("busy", "ACCOUNT", "SET rateLimit = :value", 0)
         self._generate("A fox", 429)
         self._open_account("unlucky", 100)
-        self._strike("GetSecretValue", _unreachable())
+        self._fail("GetSecretValue", _unreachable())
         self._generate("A fox", 500)
-        self._strike("TransactWriteItems", RuntimeError("a bug, as far as anybody can tell"))
+        self._fail("TransactWriteItems", RuntimeError("a bug"))
         self._generate("A fox", 500)
 
     def _failures_of_the_model_and_the_store(self) -> None:
         self._open_account("failing", 1000)
         for failure in ("safety", "bad-key", "overloaded", "no-image"):
             self._generate(f"A fox [fail:{failure}]", 500)
-        # The first put succeeds unheard: the second finds an object there and looks whose it is.
-        self._strike("PutObject", _lost(), after=True)
+        # The response to the first put is lost; the second finds an object and checks it.
+        self._fail("PutObject", _lost(), after=True)
         self._generate("A fox", 200)
-        # Three puts in vain: refunded, deleted in case it is there after all, and visited again.
-        self._strike("PutObject", _unreachable(), _unreachable(), _unreachable())
+        # Three puts fail: refunded, deleted in case an object exists after all, and due again.
+        self._fail("PutObject", _unreachable(), _unreachable(), _unreachable())
         self._generate("A fox", 500)
 
     def _failures_of_the_ledger(self) -> None:
         self._open_account("left", 1000)
-        self._strike("TransactWriteItems", _refused(), saying=":refunded")
+        self._fail("TransactWriteItems", _refused(), saying=":refunded")
         self._generate("A fox [fail:safety]", 500, idempotency_key="two")
         self._generate("A fox [fail:safety]", 409, idempotency_key="two")
-        self._strike("UpdateItem", _refused())
+        self._fail("UpdateItem", _refused())
         self._generate("A fox", 200)
 
-    def _holds(self) -> None:
+    def _due_rows(self) -> None:
         self._expire("failing")
         self._expire("left")
         self._reconcile(settled=1, refunded=1, swept=1)
-        # What the reconciler refunds, it visits again.
+        # A refund by the reconciler is due again.
         self._expire("left")
-        self._strike("DeleteObject", _unreachable())
+        self._fail("DeleteObject", _unreachable())
         self._reconcile(failed=1)
         self._reconcile(swept=1)
 
@@ -226,13 +227,13 @@ class _Drive:
         self._generate("A bear [fail:safety]", 202, prefer="respond-async")
         assert self._work(self._next_job()) == []
         self._generate("A cat", 202, prefer="respond-async")
-        self._strike("PutObject", _unreachable(), _unreachable(), _unreachable())
+        self._fail("PutObject", _unreachable(), _unreachable(), _unreachable())
         assert self._work(self._next_job()) == []
         self._generate("A dog", 202, prefer="respond-async")
-        self._strike("PutObject", _lost(), after=True)
+        self._fail("PutObject", _lost(), after=True)
         assert self._work(self._next_job()) == []
-        # A job that can't be queued is refunded at once.
-        self._strike("SendMessage", _refused())
+        # A job that can't be queued is refunded immediately.
+        self._fail("SendMessage", _refused())
         self._generate("An owl", 500, prefer="respond-async")
 
     def _next_job(self) -> str:
@@ -243,12 +244,10 @@ class _Drive:
         return message["Body"]
 
     def _work(self, body: str) -> list[str]:
-        """The messages that are to be delivered again."""
+        """The messages that the worker reports as failed."""
         event = {"Records": [{"messageId": "a-message", "body": body}]}
         answer = self._call("handlers.worker.handler", event)
         return [each["itemIdentifier"] for each in answer["batchItemFailures"]]
-
-    # How it is made to happen.
 
     def _generate(
         self, prompt: str, status: int, idempotency_key: str = "", prefer: str = ""
@@ -298,10 +297,10 @@ class _Drive:
             unused = [name for name, faults in self._faults.items() if faults]
             assert not unused, f"{handler} made no such call: {unused}"
 
-    def _strike(
+    def _fail(
         self, operation: str, *faults: Exception, after: bool = False, saying: str = ""
     ) -> None:
-        """What the next calls of this kind meet, each in its turn: those with these words in it."""
+        """The next calls of this operation whose body contains ``saying`` raise these, in order."""
         self._saying = saying
         self._faults["after-call" if after else "before-call", operation] = list(faults)
 
@@ -315,7 +314,7 @@ class _Drive:
         self._key = KeyRing(self._aws.client("secretsmanager"), prefix).issue(organisation).key
 
     def _expire(self, organisation: str) -> None:
-        """Lets the leases of all that the organisation holds run out."""
+        """Makes every row of the organisation due now."""
         rows = self._aws.client("dynamodb").query(
             TableName=self._table,
             KeyConditionExpression="pk = :pk",
@@ -333,47 +332,47 @@ class _Drive:
             ExpressionAttributeValues={":value": {"N": str(value)}},
         )
 
-    # What botocore tells of each call.
+    # botocore's events
 
-    def asks(self, params: Mapping[str, Any], model: Any, **_: object) -> None:
-        """A call is about to be made."""
+    def before_parameter_build(self, params: Mapping[str, Any], model: Any, **_: object) -> None:
+        """Records the permissions that the call needs."""
         service = model.service_model.service_name
         for action, resource in self._permissions(service, model.name, params):
             self._need(action, resource)
 
-    def sends(self, model: Any, params: Mapping[str, Any], **_: object) -> None:
-        """It is on its way."""
+    def before_call(self, model: Any, params: Mapping[str, Any], **_: object) -> None:
+        """Raises the injected fault, before the call takes effect."""
         if self._saying in str(params["body"]):
-            self._meet("before-call", model.name)
+            self._raise_fault("before-call", model.name)
 
-    def signs(self, request: Any, event_name: str, **_: object) -> None:
-        """It carries a signature."""
+    def before_send(self, request: Any, event_name: str, **_: object) -> None:
+        """Records the access key that signed the request."""
         if event_name.startswith("before-send.s3."):
             header = request.headers["Authorization"]
             text = header.decode() if isinstance(header, bytes) else header
-            self.operation.credentials.add(text.partition("Credential=")[2].partition("/")[0])
+            self.recording.credentials.add(text.partition("Credential=")[2].partition("/")[0])
 
-    def hears(self, model: Any, parsed: Mapping[str, Any], **_: object) -> None:
-        """It was answered."""
+    def after_call(self, model: Any, parsed: Mapping[str, Any], **_: object) -> None:
+        """Raises the injected fault, after the call took effect."""
         code = parsed.get("Error", {}).get("Code")
         if model.name == "GetObject" and code == "NoSuchKey":
-            # Whoever may not list the bucket hears 403 for an object that isn't there.
+            # Without permission to list the bucket, S3 answers 403 for a missing object.
             self._need("s3:ListBucket", f"arn:aws:s3:::{self._environment['IMAGE_BUCKET']}")
-        self._meet("after-call", model.name)
+        self._raise_fault("after-call", model.name)
 
-    def _meet(self, moment: str, operation: str) -> None:
+    def _raise_fault(self, moment: str, operation: str) -> None:
         faults = self._faults.get((moment, operation))
         if faults:
             raise faults.pop(0)
 
     def _need(self, action: str, resource: str) -> None:
         assert self._running, f"{action}: no function runs"
-        self.operation.needs.add(Need(self._running, action, resource))
+        self.recording.needs.add(Need(self._running, action, resource))
 
     def _permissions(
         self, service: str, operation: str, params: Mapping[str, Any]
     ) -> Iterator[tuple[str, str]]:
-        """The permissions that a call takes. Source: AWS's service authorization reference."""
+        """The permissions that a call needs. Source: AWS's service authorization reference."""
         if service == "dynamodb" and operation == "TransactWriteItems":
             for member in params["TransactItems"]:
                 ((kind, write),) = member.items()
@@ -387,14 +386,14 @@ class _Drive:
         elif service == "secretsmanager" and operation == "GetSecretValue":
             yield "secretsmanager:GetSecretValue", self._secret_arn(params["SecretId"])
         else:
-            raise AssertionError(f"nobody knows what {service}:{operation} takes")
+            raise AssertionError(f"no known permission for {service}:{operation}")
 
     def _table_arn(self, params: Mapping[str, Any]) -> str:
         arn = f"arn:aws:dynamodb:{REGION}:{self._aws.account_id}:table/{params['TableName']}"
         return f"{arn}/index/{params['IndexName']}" if "IndexName" in params else arn
 
     def _secret_arn(self, name: str) -> str:
-        """The ARN with the random end that Secrets Manager adds to the name of what it has."""
+        """The ARN, which ends in random characters that Secrets Manager adds to the name."""
         if name.startswith("arn:"):
             return name
         secrets = self._aws.client("secretsmanager")
@@ -413,7 +412,7 @@ def _lost() -> Exception:
 
 
 def _refused() -> Exception:
-    """An answer of DynamoDB's that no other try would change."""
+    """A DynamoDB error that no retry can mend."""
     response: Any = {
         "Error": {"Code": "AccessDeniedException", "Message": "made up by a test"},
         "ResponseMetadata": {"HTTPStatusCode": 400},
@@ -422,16 +421,16 @@ def _refused() -> Exception:
 
 
 @contextlib.contextmanager
-def _sessions_of(drive: _Drive) -> Iterator[None]:
-    """Every client that boto3 makes from now on tells ``drive`` of its calls."""
+def _sessions_of(driver: _Driver) -> Iterator[None]:
+    """Every boto3 client created in the block reports its calls to ``drive``."""
     before = boto3.DEFAULT_SESSION
     boto3.setup_default_session()
     session = boto3.DEFAULT_SESSION
     assert session is not None
-    session.events.register("before-parameter-build", drive.asks)
-    session.events.register("before-call", drive.sends)
-    session.events.register("before-send", drive.signs)
-    session.events.register("after-call", drive.hears)
+    session.events.register("before-parameter-build", driver.before_parameter_build)
+    session.events.register("before-call", driver.before_call)
+    session.events.register("before-send", driver.before_send)
+    session.events.register("after-call", driver.after_call)
     try:
         yield
     finally:
@@ -445,24 +444,24 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             patch.delenv(name)
         for name, value in variables.items():
             patch.setenv(name, value)
+        # On Lambda each function has its own processes, and shares no cache with another.
+        caches = {name: cache(dependencies.__wrapped__) for name in _HANDLERS}
+        for name, own in caches.items():
+            patch.setattr(f"handlers.{name}.dependencies", own)
         yield
+        with warnings.catch_warnings():
+            # On Lambda the idle connections end with the process.
+            warnings.simplefilter("ignore", ResourceWarning)
+            for own in caches.values():
+                own.cache_clear()
+            gc.collect()
 
 
-@contextlib.contextmanager
-def _fresh() -> Iterator[None]:
-    """The handlers build their rooms for this environment, and forget them afterwards."""
-    drop_dependencies()
-    try:
-        yield
-    finally:
-        drop_dependencies()
-
-
-def _small_picture(request: Received) -> Answer | None:
-    """One colour and quickly made; what a prompt asks to go wrong is left to the stand-in."""
+def _small_picture(request: ModelRequest) -> ModelResponse | None:
+    """A picture of one colour; the stand-in handles prompts with a failure directive."""
     if "[fail:" in json.dumps(request.body):
         return None
     data = base64.b64encode(small_picture(AspectRatio.SQUARE)).decode()
     content = {"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
-    return Answer(200, json.dumps({"candidates": [candidate]}).encode())
+    return ModelResponse(200, json.dumps({"candidates": [candidate]}).encode())

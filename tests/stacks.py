@@ -1,7 +1,7 @@
-"""The two local stacks that the contract is tested on.
+"""The two local stacks on which the contract is tested.
 
-In the first the handlers run in this process. In the second the built artifact, and nothing else,
-runs in Lambda's own runtime, and Amazon's DynamoDB Local keeps the ledger.
+In the first the handlers run in this process. In the second only the built artifact runs, in
+Lambda's runtime, with the ledger in Amazon's DynamoDB Local.
 """
 
 import platform
@@ -29,27 +29,27 @@ __all__ = [
     "new_stack",
 ]
 
-# The one whose native code runs here.
+# Its native code runs on this machine.
 ARCHITECTURE = "x86_64" if platform.machine() == "x86_64" else "arm64"
 IN_THIS_PROCESS = "handlers in this process"
 ON_THE_ARTIFACT = pytest.param("artifact in Lambda's runtime", marks=pytest.mark.real)
 STACKS = [IN_THIS_PROCESS, ON_THE_ARTIFACT]
-# For what has to look into this process, and takes its time.
+# For slow tests that inspect this process.
 HERE = [pytest.param(IN_THIS_PROCESS, marks=pytest.mark.real)]
-# For what takes its time: `make verify` runs it on the artifact, and who looks for a fault, here.
+# For slow tests: `make verify` runs them on the artifact; run them here to debug.
 SLOW_STACKS = [pytest.param(IN_THIS_PROCESS, marks=pytest.mark.slow), ON_THE_ARTIFACT]
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``make build`` makes of the working tree, for this machine."""
+    """The artifact that ``make build`` makes of the working tree for this machine."""
     into = tmp_path_factory.mktemp("artifact")
     build(PROJECT_ROOT, ARCHITECTURE, into, python313.find())
     return into
 
 
 def new_stack(request: pytest.FixtureRequest) -> AbstractContextManager[LocalStack]:
-    """The stack that a fixture with the parameters ``STACKS`` is to have."""
+    """The stack for a fixture with the parameters ``STACKS``."""
     if request.param == IN_THIS_PROCESS:
         return LocalStack(latency_s=0)
     return artifact_stack(request.getfixturevalue("artifact"))
@@ -57,7 +57,7 @@ def new_stack(request: pytest.FixtureRequest) -> AbstractContextManager[LocalSta
 
 @contextmanager
 def artifact_stack(root: Path, packages: tuple[Path, ...] = ()) -> Iterator[LocalStack]:
-    """A stack whose functions run what is in ``root``, and may import from ``packages`` too."""
+    """A stack whose functions run from ``root`` and may also import from ``packages``."""
     with (
         DynamoDbLocal() as dynamodb,
         Sandboxes(root, packages) as sandboxes,

@@ -1,4 +1,4 @@
-"""The Gemini stand-in: what a contributor sees of it, and that it speaks as Google does."""
+"""The Gemini stand-in: it speaks as Google does, and fails on demand."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, ModelResponse
 from infra.local.landscape import SIZES
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -72,9 +72,7 @@ def picture_of(answer: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("ratio", list(AspectRatio))
-def test_each_ratio_gets_a_jpeg_of_its_shape_that_decodes(
-    shared: GeminiStandIn, ratio: AspectRatio
-) -> None:
+def test_each_ratio_gives_a_jpeg_of_its_shape(shared: GeminiStandIn, ratio: AspectRatio) -> None:
     status, headers, body = post(shared, request_of("A red fox", ratio))
 
     picture = picture_of(body)
@@ -84,46 +82,36 @@ def test_each_ratio_gets_a_jpeg_of_its_shape_that_decodes(
     assert picture.width / picture.height == pytest.approx(ratio.width_over_height, rel=0.06)
 
 
-def test_without_a_ratio_it_chooses_one_of_its_own(shared: GeminiStandIn) -> None:
-    _, _, body = post(shared, request_of("A red fox", None))
-
-    assert picture_of(body).size == SIZES["4:3"]
+def test_the_default_ratio_is_the_stand_ins_own(shared: GeminiStandIn) -> None:
+    assert picture_of(post(shared, request_of("A red fox", None))[2]).size == SIZES["4:3"]
 
 
-def test_the_same_prompt_gives_the_same_picture_and_another_gives_another(
-    shared: GeminiStandIn,
-) -> None:
-    fox, fox_again, owl = (
-        picture_of(post(shared, request_of(prompt))[2]).tobytes()
-        for prompt in ("A red fox", "A red fox", "A white owl")
-    )
+def test_a_picture_depends_on_its_prompt_alone(shared: GeminiStandIn) -> None:
+    prompts = ("A red fox", "A red fox", "A white owl")
+    fox, again, owl = (picture_of(post(shared, request_of(each))[2]).tobytes() for each in prompts)
 
-    assert fox == fox_again
+    assert fox == again
     assert fox != owl
 
 
-def test_a_prompt_that_can_not_be_written_in_the_picture_is_painted_all_the_same(
+@pytest.mark.parametrize("prompt", ["東京の夜 🌃", "é" * 4000, "word " * 800, "\x00\t\n"])
+def test_a_prompt_that_can_not_be_drawn_gives_a_picture_too(
+    shared: GeminiStandIn, prompt: str
+) -> None:
+    assert picture_of(post(shared, request_of(prompt))[2]).size == (1024, 1024)
+
+
+def test_a_response_has_the_fields_of_googles_and_the_request_is_remembered(
     shared: GeminiStandIn,
 ) -> None:
-    for prompt in ("東京の夜 🌃", "é" * 4000, "word " * 800, "\x00\t\n"):
-        assert picture_of(post(shared, request_of(prompt))[2]).size == (1024, 1024)
+    sent = request_of("A red fox")
+    response = json.loads(post(shared, sent, **{"X-Server-Timeout": "22"})[2])
 
-
-def test_an_answer_has_what_googles_has(shared: GeminiStandIn) -> None:
-    _, _, body = post(shared, request_of("A red fox"))
-
-    answer = json.loads(body)
-    candidate = answer["candidates"][0]
+    candidate = response["candidates"][0]
     assert (candidate["finishReason"], candidate["index"]) == ("STOP", 0)
     assert candidate["content"]["role"] == "model"
     assert candidate["content"]["parts"][0]["thoughtSignature"]
-    assert answer["usageMetadata"]["totalTokenCount"] == 1136
-
-
-def test_a_request_is_remembered_with_path_header_and_body(shared: GeminiStandIn) -> None:
-    sent = request_of("Remember me")
-    post(shared, sent, **{"X-Server-Timeout": "22"})
-
+    assert response["usageMetadata"]["totalTokenCount"] == 1136
     received = shared.requests[-1]
     assert (received.path, received.body) == (PATH, sent)
     assert received.headers["x-server-timeout"] == "22"
@@ -181,29 +169,16 @@ def test_what_google_refuses_is_refused(
         ("blocked-prompt", 200, '"blockReason": "PROHIBITED_CONTENT"'),
         ("image-safety", 200, '"finishReason": "IMAGE_SAFETY"'),
         ("text-only", 200, "I cannot fulfill this request."),
+        ("nonsense", 400, ", ".join(sorted(FAILURES))),
     ],
 )
-def test_a_directive_anywhere_in_the_prompt_makes_it_fail(
+def test_a_directive_makes_it_fail_and_an_unknown_one_lists_all(
     shared: GeminiStandIn, name: str, status: int, words: str
 ) -> None:
     answered, _, body = post(shared, request_of(f"A fox [fail:{name}] in the snow"))
 
     assert answered == status
     assert words in body.decode()
-
-
-def test_a_directive_that_does_not_exist_is_answered_with_all_that_do(
-    shared: GeminiStandIn,
-) -> None:
-    status, _, body = post(shared, request_of("[fail:nonsense]"))
-
-    sentence = json.loads(body)["error"]["message"]
-    assert status == 400
-    assert all(name in sentence for name in FAILURES)
-
-
-def test_every_failure_has_a_line_that_says_what_happens() -> None:
-    assert all(line and "\n" not in line and len(line) < 80 for line in FAILURES.values())
 
 
 @pytest.mark.parametrize(
@@ -214,7 +189,7 @@ def test_every_failure_has_a_line_that_says_what_happens() -> None:
         ("wrong-mime", "WEBP", "image/png"),
     ],
 )
-def test_pictures_come_in_other_formats_on_request(
+def test_pictures_come_in_other_formats_on_demand(
     shared: GeminiStandIn, name: str, image_format: str, declared: str
 ) -> None:
     _, _, body = post(shared, request_of(f"[fail:{name}]", "16:9"))
@@ -223,10 +198,9 @@ def test_pictures_come_in_other_formats_on_request(
     assert parts_of(body)[0]["inlineData"]["mimeType"] == declared
 
 
-def test_a_thought_comes_before_the_picture_and_is_another(shared: GeminiStandIn) -> None:
-    _, _, body = post(shared, request_of("[fail:thought-first]"))
+def test_a_thought_comes_before_the_picture_and_differs_from_it(shared: GeminiStandIn) -> None:
+    draft, final = parts_of(post(shared, request_of("[fail:thought-first]"))[2])
 
-    draft, final = parts_of(body)
     assert draft["thought"] is True
     assert "thought" not in final
     assert draft["inlineData"]["data"] != final["inlineData"]["data"]
@@ -240,82 +214,55 @@ def test_the_wrong_shape_is_wrong_for_every_ratio(quick: GeminiStandIn, ratio: A
 
 
 @pytest.mark.parametrize("name", ["cut-base64", "cut-image", "not-an-image"])
-def test_a_broken_picture_is_valid_base64_and_does_not_decode(
+def test_a_broken_picture_is_valid_base64_that_does_not_decode(
     quick: GeminiStandIn, name: str
 ) -> None:
-    _, _, body = post(quick, request_of(f"[fail:{name}]"))
-
     with pytest.raises(OSError, match=r"truncated|cannot identify"):
-        picture_of(body)
+        picture_of(post(quick, request_of(f"[fail:{name}]"))[2])
 
 
 def test_a_bomb_is_small_and_claims_to_be_huge(shared: GeminiStandIn) -> None:
-    _, _, body = post(shared, request_of("[fail:bomb]"))
+    part = parts_of(post(shared, request_of("[fail:bomb]"))[2])[0]
 
-    data = base64.b64decode(parts_of(body)[0]["inlineData"]["data"])
+    data = base64.b64decode(part["inlineData"]["data"])
     assert len(data) < 1000
     assert data[16:24] == (50_000).to_bytes(4) * 2
 
 
-def test_a_failure_that_happens_once_is_over_at_the_next_request_with_that_prompt(
-    shared: GeminiStandIn,
-) -> None:
+def test_a_failure_that_happens_once_succeeds_at_the_next_request(shared: GeminiStandIn) -> None:
     statuses = [post(shared, request_of("Once [fail:overloaded-once]"))[0] for _ in range(3)]
 
     assert statuses == [503, 200, 200]
 
 
-def test_slow_waits_and_then_answers(shared: GeminiStandIn) -> None:
-    began = time.monotonic()
-    status, _, _ = post(shared, request_of("[slow:0.3] A red fox"))
+@pytest.mark.parametrize(("latency_s", "directive"), [(0.3, ""), (0.0, "[slow:0.3]")])
+def test_latency_and_slow_delay_the_response(latency_s: float, directive: str) -> None:
+    with GeminiStandIn(latency_s=latency_s, fixed_picture=True) as stand_in:
+        began = time.monotonic()
+        status, _, _ = post(stand_in, request_of(f"{directive} A red fox"))
 
-    assert status == 200
-    assert 0.3 <= time.monotonic() - began < 3
+        assert status == 200
+        assert 0.3 <= time.monotonic() - began < 3
+
+
+def send_raw(stand_in: GeminiStandIn, prompt: str) -> socket.socket:
+    """A connection on which the request was sent and no response was read."""
+    body = json.dumps(request_of(prompt)).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nx-goog-api-key: k\r\nContent-Length: {len(body)}\r\n\r\n"
+    host, port = stand_in.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(head.encode() + body)
+    return connection
 
 
 def test_a_reset_is_a_reset(shared: GeminiStandIn) -> None:
-    body = json.dumps(request_of("[fail:reset]")).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nx-goog-api-key: k\r\nContent-Length: {len(body)}"
-    host, port = shared.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        with pytest.raises(ConnectionResetError):
-            connection.recv(1)
+    with send_raw(shared, "[fail:reset]") as connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
 
 
-def test_a_script_answers_in_its_place_until_it_says_none() -> None:
-    with GeminiStandIn(fixed_picture=True) as stand_in:
-        stand_in.answer_with(
-            lambda request: Answer(418, b"teapot") if "tea" in str(request.body) else None
-        )
-
-        assert post(stand_in, request_of("tea"))[::2] == (418, b"teapot")
-        assert post(stand_in, request_of("coffee"))[0] == 200
-
-
-def test_latency_comes_before_every_answer() -> None:
-    with GeminiStandIn(latency_s=0.2, fixed_picture=True) as stand_in:
-        began = time.monotonic()
-        post(stand_in, request_of("A red fox"))
-
-        assert time.monotonic() - began >= 0.2
-
-
-def test_with_a_fixed_picture_every_prompt_gets_the_same(quick: GeminiStandIn) -> None:
-    fox, owl = (post(quick, request_of(prompt))[2] for prompt in ("A fox", "An owl"))
-    wide = post(quick, request_of("A fox", "16:9"))[2]
-
-    assert fox == owl
-    assert picture_of(wide).size == SIZES["16:9"]
-
-
-def test_it_stops_at_once_though_a_client_hangs_on_it() -> None:
+def test_stopping_closes_a_hanging_connection_at_once() -> None:
     with GeminiStandIn() as stand_in:
-        host, port = stand_in.url.removeprefix("http://").split(":")
-        body = json.dumps(request_of("[fail:hang]")).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nx-goog-api-key: k\r\nContent-Length: {len(body)}\r\n\r\n"
-        hanging = socket.create_connection((host, int(port)))
-        hanging.sendall(head.encode() + body)
+        hanging = send_raw(stand_in, "[fail:hang]")
         while not stand_in.requests:
             time.sleep(0.01)
         began = time.monotonic()
@@ -325,42 +272,58 @@ def test_it_stops_at_once_though_a_client_hangs_on_it() -> None:
     hanging.close()
 
 
-@pytest.mark.parametrize("how", ["sigterm", "sigint", "stdin"])
-def test_the_command_prints_its_url_and_ends_when_told(how: str) -> None:
+def test_a_script_responds_first_and_leaves_the_rest_to_the_stand_in() -> None:
+    with GeminiStandIn(fixed_picture=True) as stand_in:
+        stand_in.answer_with(
+            lambda request: ModelResponse(418, b"teapot") if "tea" in str(request.body) else None
+        )
+
+        assert post(stand_in, request_of("tea"))[::2] == (418, b"teapot")
+        assert post(stand_in, request_of("coffee"))[0] == 200
+
+
+def test_with_a_fixed_picture_every_prompt_gets_the_same(quick: GeminiStandIn) -> None:
+    fox, owl = (post(quick, request_of(prompt))[2] for prompt in ("A fox", "An owl"))
+
+    assert fox == owl
+    assert picture_of(post(quick, request_of("A fox", "16:9"))[2]).size == SIZES["16:9"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, None])
+def test_the_command_prints_its_url_and_stops_on_a_signal_or_at_the_end_of_stdin(
+    how: signal.Signals | None,
+) -> None:
     command = [sys.executable, "-m", "infra.local.gemini_stand_in", "--fixed-picture"]
-    process = subprocess.Popen(  # noqa: S603 - this project's own command
+    with subprocess.Popen(  # noqa: S603 - this project's own command
         [*command, "--stop-with-stdin"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONWARNINGS": "error"},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    url = process.stdout.readline().decode().strip()
-    with urllib.request.urlopen(  # noqa: S310 - a URL of this machine
-        urllib.request.Request(  # noqa: S310 - as above
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().decode().strip()
+        request = urllib.request.Request(  # noqa: S310 - a URL of this machine
             url + PATH, json.dumps(request_of("A red fox")).encode(), {"x-goog-api-key": "k"}
         )
-    ) as answer:
-        assert picture_of(answer.read()).size == SIZES["1:1"]
+        with urllib.request.urlopen(request) as response:  # noqa: S310 - as above
+            assert picture_of(response.read()).size == SIZES["1:1"]
+        if how is None:
+            process.stdin.close()
+        else:
+            process.send_signal(how)
 
-    if how == "stdin":
-        process.stdin.close()
-    else:
-        process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGINT)
-
-    assert process.wait(timeout=5) == 0
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        pipe.close()
+        assert process.wait(timeout=5) == 0
+        assert process.stderr.read() == b""
 
 
-def test_the_command_explains_every_failure() -> None:
+def test_the_command_explains_every_failure_in_one_line() -> None:
     command = [sys.executable, "-m", "infra.local.gemini_stand_in", "--help"]
     shown = subprocess.run(  # noqa: S603 - this project's own command
         command, capture_output=True, text=True, check=True
     ).stdout
 
+    assert all(line and len(line) < 80 for line in FAILURES.values())
     assert all(f"[fail:{name}]" in shown and line in shown for name, line in FAILURES.items())

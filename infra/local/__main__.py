@@ -1,10 +1,12 @@
 """``python -m infra.local``: the whole service on this machine, until Ctrl-C.
 
-Reads ``PORT`` (8000 unless set), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
-``GEMINI_MODEL``. Writes the API key to ``.local/api-key`` while it runs, what the functions log to
-``.local/service.log``, for ``gemini-generate --local`` the variables that lead to this stack to
-``.local/environment.json``, and for ``sam local invoke`` a template whose functions reach it to
-``.local/sam-template.json``, all under the current directory.
+Reads ``PORT`` (default 8000), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
+``GEMINI_MODEL``. While it runs it keeps in ``.local`` under the current directory:
+
+    api-key             the API key
+    service.log         the log of the functions
+    environment.json    the variables that point ``gemini-generate --local`` at this stack
+    sam-template.json   a template for ``sam local invoke`` whose functions reach this stack
 """
 
 import contextlib
@@ -30,11 +32,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _CannotStart(Exception):
-    """Its message is one sentence for the person at the terminal."""
+    """Its message is one sentence for the terminal."""
 
 
 def main() -> int:
-    """Runs the stack; the exit status."""
+    """Runs the stack until a signal ends it; returns the exit status."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
@@ -48,14 +50,14 @@ def main() -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    # Once is enough: a second Ctrl-C must not interrupt the cleaning up after the first.
+    # A second Ctrl-C must not interrupt the clean-up after the first.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _listening(port: str) -> HttpServer:
-    """Takes the port first: all the rest is in vain without it."""
+    """Takes the port before anything else is started."""
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= LAST_PORT):
         raise _CannotStart(f"PORT must be a number from 1 to {LAST_PORT}, not {port!r}.")
     try:
@@ -64,26 +66,26 @@ def _listening(port: str) -> HttpServer:
         if fault.errno == errno.EADDRINUSE:
             sentence = f"Port {port} is in use; stop what uses it, or choose another with PORT=..."
         elif fault.errno == errno.EACCES:
-            sentence = f"Port {port} needs privileges; choose one from 1024 on with PORT=..."
+            sentence = f"Port {port} needs privileges; choose one from 1024 up with PORT=..."
         else:
-            sentence = f"Port {port} can't be listened on: {os.strerror(fault.errno or 0)}."
+            sentence = f"Port {port} can't be used: {os.strerror(fault.errno or 0)}."
         raise _CannotStart(sentence) from fault
 
 
 def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
-    say = _Terminal(terminal)
-    say.line("Starting ...")
+    screen = _Screen(terminal)
+    screen.line("Starting ...")
     log_path = DIRECTORY / "service.log"
     with _private_file(log_path) as log, contextlib.redirect_stdout(log):
-        # Imported only now: the port is known to be free, and what the functions log to standard
-        # output goes to the file.
+        # Imported here: the port is taken by now, and the functions' log on standard output goes to
+        # the file.
         from infra.local.samples import environment, open_sample_accounts  # noqa: PLC0415
         from infra.local.samples import sam_template as for_sam  # noqa: PLC0415
         from infra.local.stack import LocalStack  # noqa: PLC0415
 
         key = os.environ.get("GEMINI_API_KEY", "").strip() or None
         with (
-            LocalStack(server=server, gemini_api_key=key, log=say.line) as stack,
+            LocalStack(server=server, gemini_api_key=key, log=screen.line) as stack,
             contextlib.ExitStack() as files,
         ):
             key_path = DIRECTORY / "api-key"
@@ -92,19 +94,19 @@ def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
             if stack.stand_in is not None:
                 open_sample_accounts(stack)
                 files.enter_context(_file(DIRECTORY / "sam-template.json", for_sam(stack)))
-            say.line(_introduction(stack, key_path, log_path))
+            screen.line(_welcome(stack, key_path, log_path))
             while True:
                 signal.pause()
 
 
-def _introduction(stack: "LocalStack", key_path: Path, log_path: Path) -> str:
+def _welcome(stack: "LocalStack", key_path: Path, log_path: Path) -> str:
     from infra.local.stack import FIRST_CREDITS  # noqa: PLC0415 - as above
 
     authorization = shlex.quote(f"Authorization: Bearer {stack.api_key}")
     prompt = "A log cabin by a frozen mountain lake at dusk, smoke rising from the chimney"
     body = f'{{"prompt": "{prompt}", "aspectRatio": "16:9"}}'
     if stack.stand_in is None:
-        model = "Google is called, with your GEMINI_API_KEY and at your cost"
+        model = "Google, called with your GEMINI_API_KEY and at your cost"
         failures = ""
     else:
         model = "a stand-in that paints; set GEMINI_API_KEY to call Google instead"
@@ -116,20 +118,20 @@ def _introduction(stack: "LocalStack", key_path: Path, log_path: Path) -> str:
   Model         {model}
   Service log   {log_path}
 
-Generate an image (5 credits), then look at the balance:
+Generate an image (5 credits), then check the balance:
 
   curl -sS {stack.url}/api/v1/models/gemini/generate -H {authorization} \
 -H 'Content-Type: application/json' -d {shlex.quote(body)}
 
   curl -sS {stack.url}/api/v1/billing/credits -H {authorization}
 {failures}
-Everything is in memory and ends with Ctrl-C. Requests:
+Everything is in memory; Ctrl-C stops it. Requests:
 """
 
 
 _FAILURES = """
-Write [fail:safety], [fail:overloaded], [fail:cut-image] or [fail:hang] into the prompt to see how
-a failure ends: the credits come back. All of them:
+Put [fail:safety], [fail:overloaded], [fail:cut-image] or [fail:hang] in a prompt to see a failure
+refund its credits. List all failures:
 
   {python} -m infra.local.gemini_stand_in --help
 """
@@ -141,14 +143,14 @@ def _python() -> str:
     return str(executable.relative_to(Path.cwd()) if inside else executable)
 
 
-class _Terminal:
-    """Lines for a person, from any thread."""
+class _Screen:
+    """Prints lines to a terminal, from any thread."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def line(self, text: str) -> None:
-        # A terminal that was closed must not make requests fail.
+        # A closed terminal must not make requests fail.
         with contextlib.suppress(OSError):
             self._stream.write(text + "\n")
             self._stream.flush()
@@ -156,7 +158,7 @@ class _Terminal:
 
 @contextlib.contextmanager
 def _file(path: Path, text: str) -> Iterator[None]:
-    """``path`` with ``text`` in it, while that is true."""
+    """A file that exists for as long as the block runs."""
     with _private_file(path) as stream:
         stream.write(text)
     try:
@@ -166,7 +168,7 @@ def _file(path: Path, text: str) -> Iterator[None]:
 
 
 def _private_file(path: Path) -> TextIO:
-    """An empty file that only its owner can read, in a directory of the same kind."""
+    """An empty file, in a directory, both readable by their owner alone."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.parent.chmod(0o700)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

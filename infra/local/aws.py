@@ -1,19 +1,18 @@
 """The embedded AWS: moto's DynamoDB, S3, Secrets Manager and SQS behind a real port.
 
-moto is not atomic under threads: two conditional writes that run at once can both see the old
-item. So exactly one request is inside moto at a time, and a conditional debit is exact here too.
-That shows that our code is right under interleaved requests; how DynamoDB itself behaves under
-contention (``TransactionConflict`` above all) only DynamoDB Local and AWS can show.
+moto is not atomic under threads: two concurrent conditional writes can both see the old item. So
+exactly one request is inside moto at a time, which makes a conditional debit exact. This tests our
+code under interleaved requests; only DynamoDB Local and AWS show how DynamoDB behaves under
+contention (``TransactionConflict`` above all).
 """
 
-import io
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, overload
-from urllib.parse import unquote
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import boto3
 import botocore.session
@@ -24,7 +23,7 @@ from moto.s3.models import s3_backends
 from werkzeug.wrappers import Response as WsgiResponse
 
 from infra.lifetime import Runs
-from infra.local.http_server import HttpServer, Limits, Request, Response
+from infra.local.http_server import HttpServer, Limits
 from infra.template import Template
 
 if TYPE_CHECKING:
@@ -53,36 +52,36 @@ _CLIENT_CONFIG = Config(
 )
 
 
-class _Client(Protocol):
+class _Closable(Protocol):
     def close(self) -> None: ...
 
 
 class EmbeddedAws(Runs):
     """One AWS account, empty at ``start`` and gone at ``stop``.
 
-    Several may run in one process: each has its account number, so none sees the tables and secrets
-    of another. Bucket names are shared by all, as they are on AWS.
+    Several may run in one process: each has its own account number, so none sees the tables and
+    secrets of another. All share bucket names, as they do on AWS.
     """
 
     _numbers: ClassVar["count[int]"] = count(100_000_000_001)
     _one_at_a_time: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, dynamodb_url: str | None = None) -> None:
-        """``dynamodb_url``: another DynamoDB, which takes moto's place."""
+        """``dynamodb_url``: a DynamoDB to use instead of moto's."""
         self.account_id = str(next(self._numbers))
         self._dynamodb_url = dynamodb_url
         self._server = HttpServer(limits=_LIMITS)
-        self._application = DomainDispatcherApplication(create_backend_app)
+        self._moto = DomainDispatcherApplication(create_backend_app)
         self._making_client = threading.Lock()
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, _Closable] = {}
         self.url = self._server.url
 
     def start(self) -> None:
-        """Answers from now on."""
-        self._server.start(self._respond)
+        """Responds from now on."""
+        self._server.serve(self._serve)
 
     def stop(self) -> None:
-        """Closes the port and drops everything that is stored."""
+        """Closes the port and deletes everything that is stored."""
         for client in self._clients.values():
             client.close()
         self._server.stop()
@@ -94,7 +93,7 @@ class EmbeddedAws(Runs):
                 get_backend(service).pop(self.account_id, None)
 
     def environment(self) -> Mapping[str, str]:
-        """The variables that lead any AWS SDK here, and to no account of the machine's user."""
+        """The variables that point any AWS SDK here, and away from the user's own account."""
         return {
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
@@ -124,8 +123,8 @@ class EmbeddedAws(Runs):
                 self._clients[service] = self._new_client(service)
             return self._clients[service]
 
-    def _new_client(self, service: Literal["dynamodb", "s3", "secretsmanager", "sqs"]) -> _Client:
-        # Each variable has no name in the environment or in a file, and a fixed value.
+    def _new_client(self, service: Literal["dynamodb", "s3", "secretsmanager", "sqs"]) -> _Closable:
+        # botocore reads none of these from the environment or a file; the values are fixed.
         nowhere = {
             "profile": (None, None, None, None),
             "config_file": (None, None, os.devnull, None),
@@ -134,16 +133,16 @@ class EmbeddedAws(Runs):
         }
         session = boto3.Session(
             aws_access_key_id="local",
-            aws_secret_access_key="local",  # noqa: S106 - nobody checks it
+            aws_secret_access_key="local",  # noqa: S106 - moto does not check it
             botocore_session=botocore.session.Session(session_vars=nowhere),
         )
         elsewhere = self._dynamodb_url if service == "dynamodb" else None
         url = elsewhere or self.url
-        client: _Client = session.client(service, endpoint_url=url, config=_CLIENT_CONFIG)
+        client: _Closable = session.client(service, endpoint_url=url, config=_CLIENT_CONFIG)
         return client
 
     def create_table(self, name: str, template: Template | None = None) -> None:
-        """Creates the credits table, with its index and its expiry, as the template has it."""
+        """Creates the credits table with its index and expiry, as the template defines it."""
         template = template or Template.from_file()
         client = self.client("dynamodb")
         client.create_table(**template.table_definition(name))
@@ -153,7 +152,7 @@ class EmbeddedAws(Runs):
         )
 
     def create_queue(self, resource: str, template: Template | None = None) -> str:
-        """Creates an SQS queue, and the one for its dead letters, as the template has them.
+        """Creates an SQS queue and its dead-letter queue, as the template defines them.
 
         Returns:
             Its URL.
@@ -181,40 +180,8 @@ class EmbeddedAws(Runs):
         """Stores a secret whose value is text."""
         self.client("secretsmanager").create_secret(Name=name, SecretString=value)
 
-    def _respond(self, request: Request) -> Response:
-        environ = self._environ(request)
-        with self._one_at_a_time:
-            answer = WsgiResponse.from_app(self._application, environ, buffered=True)
-            body = answer.get_data()
-        return Response(answer.status_code, tuple(answer.headers), body)
-
-    def _environ(self, request: Request) -> dict[str, object]:
-        """The request as PEP 3333 has it."""
-        path, _, query = request.target.partition("?")
-        environ: dict[str, object] = {
-            "REQUEST_METHOD": request.method,
-            "SCRIPT_NAME": "",
-            "PATH_INFO": unquote(path).encode("utf-8").decode("latin-1"),
-            "RAW_URI": request.target,
-            "REQUEST_URI": request.target,
-            "QUERY_STRING": query,
-            "SERVER_NAME": "127.0.0.1",
-            "SERVER_PORT": str(self._server.port),
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "REMOTE_ADDR": request.source_ip,
-            "CONTENT_LENGTH": str(len(request.body)),
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.input": io.BytesIO(request.body),
-            "wsgi.input_terminated": True,
-            "wsgi.errors": io.StringIO(),
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-        }
-        for name in {name for name, _ in request.headers} - {"content-length"}:
-            key = name.upper().replace("-", "_")
-            key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
-            environ[key] = request.header(name)
+    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["HTTP_X_MOTO_ACCOUNT_ID"] = self.account_id
-        return environ
+        with self._one_at_a_time:
+            response = WsgiResponse.from_app(self._moto, environ, buffered=True)
+        return response(environ, start_response)

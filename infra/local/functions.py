@@ -20,21 +20,21 @@ __all__ = [
     "Schedule",
 ]
 
-# The account number that moto gives to everything.
+# moto's default account number.
 ACCOUNT_ID = "123456789012"
 
 
 class FunctionCrashed(Exception):
-    """The handler raised, or returned what is not JSON; its traceback is on stderr."""
+    """The handler raised, or returned something other than JSON; its traceback is on stderr."""
 
 
 class FunctionTimedOut(Exception):
-    """The handler was still running at its timeout; what it returns later is thrown away."""
+    """The handler was still running at its timeout; what it returns later is discarded."""
 
 
 @dataclass(frozen=True)
 class LambdaContext:
-    """What Lambda passes as ``context``; the types are those of the Python runtime's own."""
+    """What Lambda passes as ``context``, with the types of the Python runtime."""
 
     function_name: str
     memory_limit_in_mb: str
@@ -61,9 +61,9 @@ class LambdaContext:
 
 
 class LocalFunction:
-    """A handler with its name, its timeout and its memory, ready to be called by any thread.
+    """A handler with its name, timeout and memory; any thread may invoke it.
 
-    Every call runs on a thread of its own. Lambda kills the process at the timeout; a thread can't
+    Every invocation runs on its own thread. Lambda kills the process at the timeout; a thread can't
     be killed, so the caller stops waiting instead.
     """
 
@@ -82,47 +82,47 @@ class LocalFunction:
         self._running: set[threading.Thread] = set()
 
     def invoke(self, event: dict[str, object], give_up_s: float | None = None) -> object:
-        """The handler's answer to ``event``; both go through JSON, as they do in Lambda.
+        """The handler's result for ``event``; both pass through JSON, as they do in Lambda.
 
         Raises:
-            FunctionCrashed: it raised, or answered with what JSON can't hold.
-            FunctionTimedOut: no answer within its timeout, or within ``give_up_s`` seconds.
+            FunctionCrashed: it raised, or returned something that JSON can't hold.
+            FunctionTimedOut: no result within its timeout, or within ``give_up_s`` seconds.
         """
-        answer: Future[str] = Future()
+        result: Future[str] = Future()
         thread = threading.Thread(
-            target=self._run, args=(json.dumps(event), answer), name=self.name, daemon=True
+            target=self._run, args=(json.dumps(event), result), name=self.name, daemon=True
         )
         with self._lock:
             self._running.add(thread)
         thread.start()
         patience_s = self.timeout_s if give_up_s is None else min(give_up_s, self.timeout_s)
-        if not wait([answer], timeout=patience_s).done:
+        if not wait([result], timeout=patience_s).done:
             raise FunctionTimedOut(self.name)
-        if answer.exception() is not None:
-            raise FunctionCrashed(self.name) from answer.exception()
-        return json.loads(answer.result())
+        if result.exception() is not None:
+            raise FunctionCrashed(self.name) from result.exception()
+        return json.loads(result.result())
 
     def drain(self, ends_at: float) -> None:
-        """Waits for the calls that still run, until ``ends_at`` on the monotonic clock."""
+        """Waits for running invocations, until ``ends_at`` on the monotonic clock."""
         with self._lock:
             running = list(self._running)
         for thread in running:
             thread.join(max(0.0, ends_at - time.monotonic()))
 
-    def _run(self, event: str, answer: "Future[str]") -> None:
+    def _run(self, event: str, result: "Future[str]") -> None:
         context = LambdaContext(self.name, str(self._memory_mb), self.timeout_s)
         try:
-            answer.set_result(json.dumps(self._handler(json.loads(event), context)))
-        except Exception as fault:  # noqa: BLE001 - whatever a handler raises, Lambda survives it
+            result.set_result(json.dumps(self._handler(json.loads(event), context)))
+        except Exception as fault:  # noqa: BLE001 - Lambda survives whatever a handler raises
             traceback.print_exc()
-            answer.set_exception(fault)
+            result.set_exception(fault)
         finally:
             with self._lock:
                 self._running.discard(threading.current_thread())
 
 
 class Schedule:
-    """Calls a function again and again, as an EventBridge rule of the form ``rate(...)`` does."""
+    """Invokes a function periodically, as an EventBridge rule ``rate(...)`` does."""
 
     def __init__(self, function: LocalFunction, period_s: float) -> None:
         self._function = function
@@ -133,11 +133,11 @@ class Schedule:
         )
 
     def start(self) -> None:
-        """The first call comes after one period."""
+        """Invokes the function for the first time after one period."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No call starts after this; one that runs is left to end by itself."""
+        """Starts no further invocation; does not wait for a running one."""
         self._stopping.set()
 
     def _tick(self) -> None:
@@ -145,10 +145,10 @@ class Schedule:
             try:
                 self._function.invoke(_scheduled_event())
             except FunctionCrashed:
-                # Its traceback is on stderr already, and the next call may go well.
+                # Its traceback is on stderr already, and the next run may succeed.
                 continue
             except FunctionTimedOut:
-                print(f"{self._function.name} did not end within its timeout", file=sys.stderr)
+                print(f"{self._function.name} timed out", file=sys.stderr)
 
 
 def _scheduled_event() -> dict[str, object]:

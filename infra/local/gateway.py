@@ -1,10 +1,10 @@
-"""API Gateway's HTTP API, for one machine: HTTP in, the real handlers behind it, HTTP out.
+"""A local API Gateway (HTTP API) in front of the real handlers.
 
-A request becomes the event of payload format 2.0 and the handler's answer becomes the response, as
-described in "Working with AWS Lambda proxy integrations for HTTP APIs" of the API Gateway guide.
-The bodies of its own errors, the 30 s after which it gives up, the 10 MB and the 10,240 bytes of
-headers are its documented quotas. It also serves the stored images under ``/images/``, where
-production has a CDN.
+It turns a request into an event of payload format 2.0 and the handler's result into a response: see
+"Working with AWS Lambda proxy integrations for HTTP APIs" of the API Gateway guide.
+The bodies of its own errors, the 30 s timeout, the 10 MB body and the 10,240 bytes of headers are
+the documented quotas. It also serves the stored images under ``/images/``, as the CDN does in
+production.
 """
 
 import base64
@@ -25,7 +25,7 @@ GIVE_UP_S = 30.0
 IMAGES_PATH = "/images/"
 _LOGGED_PATH_CHARACTERS = 200
 _TEXT_TYPES = ("text/", "application/json", "application/javascript", "application/xml")
-# Between the client and the gateway only; handlers never see them and can't set them.
+# Between the client and the gateway only: handlers neither see nor set them.
 _HOP_BY_HOP = frozenset(
     {"connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -34,12 +34,12 @@ ImageSource = Callable[[str], Response | None]
 """The image stored under a key as a response, or None if there is none."""
 
 
-class _MalformedAnswer(Exception):
-    """The handler's answer is not a response of payload format 2.0."""
+class _MalformedResult(Exception):
+    """The handler's result is not a response of payload format 2.0."""
 
 
 class Gateway:
-    """Answers one request after another, from any number of threads."""
+    """Responds to requests, from any number of threads."""
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class Gateway:
         self._give_up_s = give_up_s
 
     def respond(self, request: Request) -> Response:
-        """The answer to ``request``; it never raises for what a client or a handler does."""
+        """The response to ``request``; never raises because of a client or a handler."""
         started_at = time.monotonic()
         path, _, query = request.target.partition("?")
-        response = self._answer(request, path, query)
+        response = self._dispatch(request, path, query)
         took_ms = (time.monotonic() - started_at) * 1000
         shown = path[:_LOGGED_PATH_CHARACTERS]
         self._log(f"{request.method} {shown} {response.status} {took_ms:.0f} ms")
         return response
 
-    def _answer(self, request: Request, raw_path: str, query: str) -> Response:
-        # API Gateway matches and hands on the decoded path: %2F is a slash like any other.
+    def _dispatch(self, request: Request, raw_path: str, query: str) -> Response:
+        # API Gateway matches and passes on the decoded path: %2F is a slash like any other.
         path = unquote(raw_path)
         if self._images is not None and path.startswith(IMAGES_PATH):
             return self._image(request.method, path.removeprefix(IMAGES_PATH), self._images)
@@ -95,7 +95,7 @@ class Gateway:
             event["pathParameters"] = parameters
         try:
             return _response(function.invoke(event, self._give_up_s))
-        except (FunctionCrashed, _MalformedAnswer):
+        except (FunctionCrashed, _MalformedResult):
             return json_response(500, "Internal Server Error")
         except FunctionTimedOut:
             if function.timeout_s > self._give_up_s:
@@ -111,7 +111,7 @@ class Gateway:
 
 
 def _match(route: Route, method: str, path: str) -> dict[str, str] | None:
-    """The values of the path's ``{parameters}``, or None if the route is another one."""
+    """The values of the path's ``{parameters}``, or None if the route does not match."""
     if route.method not in {method, "ANY"}:
         return None
     wanted, given = route.path.split("/"), path.split("/")
@@ -187,33 +187,33 @@ def _query_parameters(query: str) -> dict[str, str]:
 
 
 def _encoded_body(request: Request) -> tuple[str, bool]:
-    """The body as text if it says that it is text and is; else as base64."""
+    """The body as text if it is declared as text and decodes; else as base64."""
     kind = (request.header("content-type") or "").lower()
     if kind.startswith(_TEXT_TYPES) or "+json" in kind:
         try:
             return request.body.decode("utf-8"), False
         except UnicodeDecodeError:
-            # Sent on as bytes, so that the handler can say what is wrong with them.
+            # Passed on as bytes, so that the handler can report what is wrong with them.
             return base64.b64encode(request.body).decode("ascii"), True
     return base64.b64encode(request.body).decode("ascii"), True
 
 
-def _response(answer: object) -> Response:
-    if not isinstance(answer, dict) or not isinstance(answer.get("statusCode"), int):
-        raise _MalformedAnswer
+def _response(result: object) -> Response:
+    if not isinstance(result, dict) or not isinstance(result.get("statusCode"), int):
+        raise _MalformedResult
     headers = {
-        str(name).lower(): str(value) for name, value in (answer.get("headers") or {}).items()
+        str(name).lower(): str(value) for name, value in (result.get("headers") or {}).items()
     }
     headers.setdefault("content-type", "text/plain;charset=utf-8")
     kept = [(name, value) for name, value in headers.items() if name not in _HOP_BY_HOP]
-    kept += [("set-cookie", str(cookie)) for cookie in answer.get("cookies") or ()]
-    body = str(answer.get("body") or "")
-    if not answer.get("isBase64Encoded"):
-        return Response(answer["statusCode"], tuple(kept), body.encode("utf-8"))
+    kept += [("set-cookie", str(cookie)) for cookie in result.get("cookies") or ()]
+    body = str(result.get("body") or "")
+    if not result.get("isBase64Encoded"):
+        return Response(result["statusCode"], tuple(kept), body.encode("utf-8"))
     try:
-        return Response(answer["statusCode"], tuple(kept), base64.b64decode(body, validate=True))
+        return Response(result["statusCode"], tuple(kept), base64.b64decode(body, validate=True))
     except binascii.Error as fault:
-        raise _MalformedAnswer from fault
+        raise _MalformedResult from fault
 
 
 def _preflight(request: Request, cors: Cors) -> Response:
@@ -239,7 +239,7 @@ def _preflight(request: Request, cors: Cors) -> Response:
 
 
 def _cross_origin(request: Request, response: Response, cors: Cors) -> Response:
-    """With CORS configured, API Gateway drops the handler's own headers for it."""
+    """Replaces the handler's CORS headers by the configured ones, as API Gateway does."""
     headers = [pair for pair in response.headers if not pair[0].startswith("access-control-")]
     origin = request.header("origin")
     if origin is not None and _allows(cors.origins, origin):

@@ -3,85 +3,70 @@
     python -m infra.local.gemini_stand_in --port 8100 --latency 1.5
 
 It answers ``POST /v1beta/models/{model}:generateContent`` on 127.0.0.1 as Google does, refusals
-included, and paints a landscape that depends on the prompt, with the prompt written in it. Words
-in the prompt make it misbehave: ``[fail:NAME]`` with a name of ``FAILURES``, ``[slow:2.5]`` for so
-many seconds before the answer. Both may stand anywhere in the prompt.
+included, and paints a landscape that depends on the prompt, with the prompt written in it. A
+directive anywhere in the prompt makes it misbehave: ``[fail:NAME]`` with a name of ``FAILURES``, or
+``[slow:2.5]`` for 2.5 seconds before the response.
 
-Where Google's behaviour is imitated, it is that of generativelanguage.googleapis.com, v1beta.
+It imitates generativelanguage.googleapis.com, v1beta.
 """
 
 import argparse
 import base64
-import contextlib
 import io
 import json
 import os
 import re
-import select
 import signal
-import socket
-import socketserver
 import struct
-import sys
 import threading
-import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
 from infra.lifetime import Runs
+from infra.local.gemini_server import (
+    LONGEST_S,
+    ModelConnection,
+    ModelRequest,
+    ModelResponse,
+    ModelServer,
+)
 from infra.local.landscape import SIZES, paint
 
-__all__ = ["FAILURES", "SIZES", "Answer", "GeminiStandIn", "Received"]
+__all__ = [
+    "FAILURES",
+    "SIZES",
+    "Answer",
+    "GeminiStandIn",
+    "ModelRequest",
+    "ModelResponse",
+    "Received",
+]
+
+# The names before; to go once the tests are renamed.
+Answer: TypeAlias = ModelResponse
+Received: TypeAlias = ModelRequest
 
 UNASKED_RATIO = "4:3"
 
-LONGEST_S = 60.0
-MAX_REQUEST_BYTES = 1024 * 1024
-REMEMBERED = 1_000
 _ENDLESS_BYTES = 1024 * 1024 * 1024
-_DRIP_S = 0.2
-_POLL_S = 0.05
 _MIN_SERVER_TIMEOUT_S = 10
+_REMEMBERED_PROMPTS = 1_000
 
 _PATH = re.compile(r"/v1beta/models/([^/:]+):generateContent")
 _FAIL = re.compile(r"\[fail:([^\]]*)\]")
 _SLOW = re.compile(r"\[slow:(\d{1,4}(?:\.\d{1,3})?)\]")
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A request as it came: header names in lower case, the body parsed (None if not JSON)."""
-
-    path: str
-    headers: Mapping[str, str]
-    body: object
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole HTTP answer."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(
-        default_factory=lambda: {"Content-Type": "application/json; charset=UTF-8"}
-    )
-
-
-Script = Callable[[Received], Answer | None]
+Script = Callable[[ModelRequest], ModelResponse | None]
 
 
 class GeminiStandIn(Runs):
-    """The server. It listens from ``start`` (or ``with``) until ``stop``, which takes no time.
+    """The stand-in. It responds from ``start`` (or ``with``) until ``stop``, which takes no time.
 
-    ``latency_s`` is waited before each answer. With ``fixed_picture`` one picture per ratio is
-    painted and then sent again and again, so that the stand-in's own work stays out of a benchmark.
+    It waits ``latency_s`` before each response. With ``fixed_picture`` it paints one picture per
+    ratio and sends it again and again, which keeps its own work out of a benchmark.
     """
 
     def __init__(
@@ -92,21 +77,21 @@ class GeminiStandIn(Runs):
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._script: Script | None = None
-        self._google = _Server(port, self._respond)
-        self._elsewhere = _Server(0, _answer_elsewhere)
+        self._google = ModelServer(port, self._respond)
+        self._elsewhere = ModelServer(0, _respond_elsewhere)
 
     @property
     def url(self) -> str:
-        """What ``GOOGLE_GEMINI_BASE_URL`` is to be set to."""
+        """The value for ``GOOGLE_GEMINI_BASE_URL``."""
         return self._google.url
 
     @property
-    def requests(self) -> list[Received]:
+    def requests(self) -> list[ModelRequest]:
         """The last requests, oldest first."""
         return list(self._google.received)
 
     @property
-    def requests_elsewhere(self) -> list[Received]:
+    def requests_elsewhere(self) -> list[ModelRequest]:
         """What arrived at the other host, which ``[fail:redirect]`` points to."""
         return list(self._elsewhere.received)
 
@@ -121,27 +106,27 @@ class GeminiStandIn(Runs):
         return self._google.connections_made
 
     def answer_with(self, script: Script | None) -> None:
-        """Asks ``script`` for the answer to each request first; where it says None, all is as ever.
+        """Asks ``script`` first for the response to each request; None leaves it to the stand-in.
 
-        It is called in the thread of the request.
+        ``script`` runs on the thread of the request.
         """
         self._script = script
 
     def close_idle_connections(self) -> None:
-        """Hangs up on every client, as a server does after a while without requests."""
+        """Closes every connection, as a server does after a while without requests."""
         self._google.hang_up()
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Responds from now on."""
         self._google.start()
         self._elsewhere.start()
 
     def stop(self) -> None:
-        """Closes every connection, those that hang included, and the ports."""
+        """Closes the ports and every connection, including those that hang."""
         self._google.stop()
         self._elsewhere.stop()
 
-    def _respond(self, request: Received, client: "_Client") -> Answer | None:
+    def _respond(self, request: ModelRequest, client: ModelConnection) -> ModelResponse | None:
         scripted = self._script(request) if self._script else None
         if scripted is not None:
             return scripted
@@ -151,19 +136,21 @@ class GeminiStandIn(Runs):
         prompt, ratio = _asked_for(request)
         slow = _SLOW.search(prompt)
         client.wait(self.latency_s + (float(slow[1]) if slow else 0.0))
-        task = _Task(prompt, ratio, client, self._painter, self._elsewhere.url, self._first_time)
+        exchange = _Exchange(
+            prompt, ratio, client, self._painter, self._elsewhere.url, self._is_first
+        )
         fail = _FAIL.search(prompt)
         if fail is None:
-            return _picture(task)
+            return _picture(exchange)
         behaviour = _BEHAVIOURS.get(fail[1].strip())
         if behaviour is None:
             names = ", ".join(sorted(FAILURES))
-            return _error(400, "INVALID_ARGUMENT", f"There is no such failure. Use one of: {names}")
-        return behaviour[1](task)
+            return _error(400, "INVALID_ARGUMENT", f"No such failure. Use one of: {names}")
+        return behaviour[1](exchange)
 
-    def _first_time(self, prompt: str) -> bool:
+    def _is_first(self, prompt: str) -> bool:
         with self._lock:
-            if len(self._seen) >= REMEMBERED:
+            if len(self._seen) >= _REMEMBERED_PROMPTS:
                 self._seen.clear()
             first = prompt not in self._seen
             self._seen.add(prompt)
@@ -173,11 +160,11 @@ class GeminiStandIn(Runs):
 # Requests that Google refuses.
 
 
-def _refusal_of(request: Received) -> Answer | None:
+def _refusal_of(request: ModelRequest) -> ModelResponse | None:
     path = _PATH.fullmatch(request.path.partition("?")[0])
     if path is None:
         html = {"Content-Type": "text/html; charset=UTF-8"}
-        return Answer(404, b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>", html)
+        return ModelResponse(404, b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>", html)
     if not request.headers.get("x-goog-api-key"):
         callers = "Method doesn't allow unregistered callers. Please use API Key."
         return _error(403, "PERMISSION_DENIED", callers)
@@ -190,7 +177,7 @@ def _refusal_of(request: Received) -> Answer | None:
     return _refusal_of_body(request.body, path[1])
 
 
-def _refusal_of_body(body: object, model: str) -> Answer | None:
+def _refusal_of_body(body: object, model: str) -> ModelResponse | None:
     if not isinstance(body, dict):
         return _invalid("Invalid JSON payload received.")
     if not _text_of(body):
@@ -209,7 +196,7 @@ def _refusal_of_body(body: object, model: str) -> Answer | None:
     return None
 
 
-def _asked_for(request: Received) -> tuple[str, str]:
+def _asked_for(request: ModelRequest) -> tuple[str, str]:
     body = request.body
     if not isinstance(body, dict):
         return "", UNASKED_RATIO
@@ -225,53 +212,53 @@ def _text_of(body: dict[str, object]) -> str:
     return "\n".join(part.get("text", "") for part in parts)
 
 
-def _answer_elsewhere(_request: Received, _client: "_Client") -> Answer:
-    return Answer(200, b"{}")
+def _respond_elsewhere(_request: ModelRequest, _client: ModelConnection) -> ModelResponse:
+    return ModelResponse(200, b"{}")
 
 
-# What is answered. A behaviour makes an answer, or uses the connection up itself and makes none.
+# The responses. A behaviour returns one, or uses the connection itself and returns None.
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _Exchange:
     prompt: str
     ratio: str
-    client: "_Client"
+    client: ModelConnection
     painter: "_Painter"
     elsewhere_url: str
-    first_time: Callable[[str], bool]
+    is_first: Callable[[str], bool]
 
     def jpeg(self) -> bytes:
         return self.painter.jpeg(self.prompt, self.ratio)
 
 
-Behaviour = Callable[[_Task], Answer | None]
+Behaviour = Callable[[_Exchange], ModelResponse | None]
 Part = dict[str, object]
 _USAGE = {"promptTokenCount": 16, "candidatesTokenCount": 1120, "totalTokenCount": 1136}
 _SIGNATURE = base64.b64encode(b"a signature that only Google reads").decode()
 
 
-def _json(document: object, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(document).encode())
+def _json(document: object, status: int = 200) -> ModelResponse:
+    return ModelResponse(status, json.dumps(document).encode())
 
 
-def _error(code: int, status: str, message: str, *details: dict[str, str]) -> Answer:
+def _error(code: int, status: str, message: str, *details: dict[str, str]) -> ModelResponse:
     error: dict[str, object] = {"code": code, "message": message, "status": status}
     if details:
         error["details"] = list(details)
     return _json({"error": error}, code)
 
 
-def _invalid(message: str) -> Answer:
+def _invalid(message: str) -> ModelResponse:
     return _error(400, "INVALID_ARGUMENT", message)
 
 
-def _unknown_model(model: str) -> Answer:
+def _unknown_model(model: str) -> ModelResponse:
     sentence = f"models/{model} is not found for API version v1beta, or is not supported for "
     return _error(404, "NOT_FOUND", sentence + "generateContent.")
 
 
-def _candidate(parts: list[Part], finish_reason: object = "STOP") -> Answer:
+def _candidate(parts: list[Part], finish_reason: object = "STOP") -> ModelResponse:
     content: dict[str, object] = {"parts": parts, "role": "model"} if parts else {}
     return _json(
         {
@@ -295,72 +282,72 @@ def _signed(part: Part) -> Part:
     return part | {"thoughtSignature": _SIGNATURE}
 
 
-def _picture(task: _Task) -> Answer:
-    return _candidate([_signed(_inline(task.jpeg()))])
+def _picture(exchange: _Exchange) -> ModelResponse:
+    return _candidate([_signed(_inline(exchange.jpeg()))])
 
 
 def _encoded(image_format: Literal["PNG", "WEBP"], mime_type: str) -> Behaviour:
-    def behave(task: _Task) -> Answer:
+    def behave(exchange: _Exchange) -> ModelResponse:
         buffer = io.BytesIO()
-        # Quick rather than small.
+        # Fast rather than small.
         options = {"compress_level": 1} if image_format == "PNG" else {"quality": 80, "method": 0}
-        paint(task.prompt, task.ratio).save(buffer, image_format, **options)
+        paint(exchange.prompt, exchange.ratio).save(buffer, image_format, **options)
         return _candidate([_signed(_inline(buffer.getvalue(), mime_type))])
 
     return behave
 
 
 def _finish(reason: object) -> tuple[str, Behaviour]:
-    return f"finishReason {reason} and no picture", _whole(_candidate([], reason))
+    return f"finishReason {reason} without a picture", _whole(_candidate([], reason))
 
 
 def _finish_with_image(reason: str) -> tuple[str, Behaviour]:
-    def behave(task: _Task) -> Answer:
-        return _candidate([_signed(_inline(task.jpeg()))], reason)
+    def behave(exchange: _Exchange) -> ModelResponse:
+        return _candidate([_signed(_inline(exchange.jpeg()))], reason)
 
-    return f"finishReason {reason} and a picture all the same", behave
+    return f"finishReason {reason} with a picture", behave
 
 
 def _bytes(data: bytes) -> Behaviour:
     return lambda _: _candidate([_signed(_inline(data))])
 
 
-def _whole(answer: Answer) -> Behaviour:
-    return lambda _: answer
+def _whole(response: ModelResponse) -> Behaviour:
+    return lambda _: response
 
 
-def _bad_base64(task: _Task) -> Answer:
-    whole = _picture(task)
-    return Answer(200, whole.body.replace(b'"data": "', b'"data": "*#*', 1), whole.headers)
+def _bad_base64(exchange: _Exchange) -> ModelResponse:
+    whole = _picture(exchange)
+    return ModelResponse(200, whole.body.replace(b'"data": "', b'"data": "*#*', 1), whole.headers)
 
 
-def _cut_base64(task: _Task) -> Answer:
-    data = base64.b64encode(task.jpeg()).decode()
+def _cut_base64(exchange: _Exchange) -> ModelResponse:
+    data = base64.b64encode(exchange.jpeg()).decode()
     cut = data[: len(data) // 8 * 4]
     return _candidate([{"inlineData": {"mimeType": "image/jpeg", "data": cut}}])
 
 
-def _cut_image(task: _Task) -> Answer:
-    jpeg = task.jpeg()
+def _cut_image(exchange: _Exchange) -> ModelResponse:
+    jpeg = exchange.jpeg()
     return _candidate([_signed(_inline(jpeg[: len(jpeg) * 2 // 3]))])
 
 
-def _wrong_shape(task: _Task) -> Answer:
-    other = "16:9" if task.ratio in {"1:1", "9:16", "2:3", "3:4", "4:5"} else "9:16"
-    return _candidate([_signed(_inline(task.painter.jpeg(task.prompt, other)))])
+def _wrong_shape(exchange: _Exchange) -> ModelResponse:
+    other = "16:9" if exchange.ratio in {"1:1", "9:16", "2:3", "3:4", "4:5"} else "9:16"
+    return _candidate([_signed(_inline(exchange.painter.jpeg(exchange.prompt, other)))])
 
 
-def _thought_only(task: _Task) -> Answer:
-    return _candidate([_thought(task.jpeg())])
+def _thought_only(exchange: _Exchange) -> ModelResponse:
+    return _candidate([_thought(exchange.jpeg())])
 
 
-def _thought_first(task: _Task) -> Answer:
-    draft = task.painter.jpeg("a draft of: " + task.prompt, task.ratio)
-    return _candidate([_thought(draft), _signed(_inline(task.jpeg()))])
+def _thought_first(exchange: _Exchange) -> ModelResponse:
+    draft = exchange.painter.jpeg("a draft of: " + exchange.prompt, exchange.ratio)
+    return _candidate([_thought(draft), _signed(_inline(exchange.jpeg()))])
 
 
 def _bomb_png() -> bytes:
-    """A PNG of a few hundred bytes that says it is 50,000 pixels wide and high."""
+    """A PNG of a few hundred bytes whose header claims 50,000 x 50,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data)
@@ -379,44 +366,48 @@ def _quota(*delays: str) -> Behaviour:
     return _whole(_error(429, "RESOURCE_EXHAUSTED", sentence, *details))
 
 
-def _once(answer: Behaviour) -> Behaviour:
-    return lambda task: answer(task) if task.first_time(task.prompt) else _picture(task)
+def _once(failure: Behaviour) -> Behaviour:
+    def behave(exchange: _Exchange) -> ModelResponse | None:
+        return (failure if exchange.is_first(exchange.prompt) else _picture)(exchange)
+
+    return behave
 
 
-def _slow(task: _Task) -> Answer:
-    task.client.wait(5)
-    return _picture(task)
+def _slow(exchange: _Exchange) -> ModelResponse:
+    exchange.client.wait(5)
+    return _picture(exchange)
 
 
-def _reset(task: _Task) -> None:
-    task.client.reset()
+def _reset(exchange: _Exchange) -> None:
+    exchange.client.reset()
 
 
-def _hang(task: _Task) -> None:
-    task.client.wait(LONGEST_S)
+def _hang(exchange: _Exchange) -> None:
+    exchange.client.wait(LONGEST_S)
 
 
-def _hang_after_headers(task: _Task) -> None:
-    task.client.send_head(_picture(task))
-    task.client.wait(LONGEST_S)
+def _hang_after_headers(exchange: _Exchange) -> None:
+    exchange.client.send_head(_picture(exchange))
+    exchange.client.wait(LONGEST_S)
 
 
-def _drip(task: _Task) -> None:
-    answer = _picture(task)
-    task.client.send_head(answer)
-    task.client.drip(answer.body)
+def _drip(exchange: _Exchange) -> None:
+    response = _picture(exchange)
+    exchange.client.send_head(response)
+    exchange.client.drip(response.body)
 
 
-def _drip_headers(task: _Task) -> None:
-    task.client.drip(b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 4096)
+def _drip_headers(exchange: _Exchange) -> None:
+    exchange.client.drip(b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 4096)
 
 
-def _endless(task: _Task) -> None:
-    task.client.send_chunks(b" " * 65536, _ENDLESS_BYTES)
+def _endless(exchange: _Exchange) -> None:
+    exchange.client.send_chunks(b" " * 65536, _ENDLESS_BYTES)
 
 
-def _redirect(task: _Task) -> Answer:
-    return Answer(302, b"", {"Location": task.elsewhere_url + "/v1beta/models/x:generateContent"})
+def _redirect(exchange: _Exchange) -> ModelResponse:
+    location = exchange.elsewhere_url + "/v1beta/models/x:generateContent"
+    return ModelResponse(302, b"", {"Location": location})
 
 
 _SORRY = "I cannot fulfill this request."
@@ -434,12 +425,12 @@ _BLOCKED = {
     "promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
     "usageMetadata": {"promptTokenCount": 9, "totalTokenCount": 9},
 }
-_BAD_GATEWAY = Answer(
+_BAD_GATEWAY = ModelResponse(
     502, b"<html>Mauvaise passerelle: \xe9chec</html>", {"Content-Type": "text/html"}
 )
 
 _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
-    # Refused for what was asked or drawn.
+    # Refused because of the prompt or the picture.
     "blocked-prompt": ("a blockReason and no candidates", _whole(_json(_BLOCKED))),
     "safety": _finish("SAFETY"),
     "recitation": _finish("RECITATION"),
@@ -450,7 +441,7 @@ _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
     "image-prohibited": _finish("IMAGE_PROHIBITED_CONTENT"),
     "image-recitation": _finish("IMAGE_RECITATION"),
     "safety-with-image": _finish_with_image("IMAGE_SAFETY"),
-    # Answered, but with no picture.
+    # A response without a picture.
     "text-only": ("a sentence instead of a picture", _whole(_candidate([{"text": _SORRY}]))),
     "no-image": _finish("NO_IMAGE"),
     "image-other": _finish("IMAGE_OTHER"),
@@ -458,33 +449,33 @@ _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
     "max-tokens": _finish("MAX_TOKENS"),
     "unknown-finish": _finish("THE_MUSE_LEFT"),
     "numeric-finish": _finish(3),
-    "thought-only": ("a draft marked as a thought, and nothing after it", _thought_only),
-    "empty-body": ("200 with an empty body", _whole(Answer(200, b""))),
-    "empty-object": ("200 with {}", _whole(Answer(200, b"{}"))),
-    "empty-array": ("200 with []", _whole(Answer(200, b"[]"))),
-    "not-json": ("200 with a page of HTML", _whole(Answer(200, b"<html>Welcome</html>"))),
-    "bad-base64": ("a picture whose base64 has foreign characters", _bad_base64),
-    "endless": ("200 with a body that does not end", _endless),
-    # Answered with a picture, or with what claims to be one.
+    "thought-only": ("a draft marked as a thought, and nothing else", _thought_only),
+    "empty-body": ("200 with an empty body", _whole(ModelResponse(200, b""))),
+    "empty-object": ("200 with {}", _whole(ModelResponse(200, b"{}"))),
+    "empty-array": ("200 with []", _whole(ModelResponse(200, b"[]"))),
+    "not-json": ("200 with a page of HTML", _whole(ModelResponse(200, b"<html>Welcome</html>"))),
+    "bad-base64": ("a picture whose base64 has invalid characters", _bad_base64),
+    "endless": ("200 with a body that never ends", _endless),
+    # A response with a picture, or with something that claims to be one.
     "thought-first": ("success: a draft marked as a thought, then the picture", _thought_first),
     "other-with-image": _finish_with_image("OTHER"),
     "png": ("success: the picture as PNG", _encoded("PNG", "image/png")),
     "webp": ("success: the picture as WebP", _encoded("WEBP", "image/webp")),
-    "wrong-mime": ("success: WebP that says it is PNG", _encoded("WEBP", "image/png")),
-    "cut-base64": ("a picture whose base64 ends half way", _cut_base64),
+    "wrong-mime": ("success: WebP declared as PNG", _encoded("WEBP", "image/png")),
+    "cut-base64": ("a picture whose base64 ends halfway", _cut_base64),
     "cut-image": ("a JPEG whose last third is missing", _cut_image),
-    "not-an-image": ("bytes that are no picture", _bytes(b"This is not a picture. " * 40)),
+    "not-an-image": ("bytes that are not a picture", _bytes(b"This is not a picture. " * 40)),
     "wrong-shape": ("a picture of another ratio", _wrong_shape),
     "bomb": ("a small PNG that claims 50,000 x 50,000 pixels", _bytes(_bomb_png())),
-    # Refused for who asks, or how.
+    # Refused because of the caller or the request.
     "bad-key": ("400 API_KEY_INVALID", _whole(_BAD_KEY)),
     "unauthorized": ("401", _whole(_error(401, "UNAUTHENTICATED", "Invalid credentials."))),
     "forbidden": ("403", _whole(_error(403, "PERMISSION_DENIED", "The caller may not."))),
     "not-found": ("404: the model was retired", _whole(_unknown_model("gemini-retired"))),
-    "no-billing": ("400 FAILED_PRECONDITION: no service in this region", _whole(_NO_BILLING)),
+    "no-billing": ("400 FAILED_PRECONDITION: not available in this region", _whole(_NO_BILLING)),
     "bad-request": ("400 INVALID_ARGUMENT", _whole(_invalid("Unable to process the prompt."))),
     "redirect": ("302 to another host", _redirect),
-    # Not now.
+    # Temporary failures.
     "quota": ("429 with a RetryInfo of 34 s", _quota("34s")),
     "quota-short": ("429 with a RetryInfo of 1 s", _quota("1s")),
     "quota-bare": ("429 without RetryInfo", _quota()),
@@ -497,9 +488,9 @@ _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
     "slow": ("success after 5 s; [slow:2.5] anywhere chooses the seconds", _slow),
     "reset": ("the connection is reset", _reset),
     "reset-once": ("a reset the first time for this prompt, then success", _once(_reset)),
-    "hang": ("no answer, for up to a minute", _hang),
-    "hang-after-headers": ("the header of an answer, and no body", _hang_after_headers),
-    "drip": ("a real answer, one byte every 0.2 s, for up to a minute", _drip),
+    "hang": ("no response, for up to a minute", _hang),
+    "hang-after-headers": ("the headers of a response, and no body", _hang_after_headers),
+    "drip": ("a real response, one byte every 0.2 s, for up to a minute", _drip),
     "drip-headers": ("a header, one byte every 0.2 s, for up to a minute", _drip_headers),
 }
 
@@ -507,18 +498,18 @@ FAILURES: Mapping[str, str] = {name: line for name, (line, _) in _BEHAVIOURS.ite
 
 
 class _Painter:
-    """Pictures as JPEG; with ``fixed_picture`` the first of a ratio serves for all later ones."""
+    """Paints JPEGs; with ``fixed_picture`` it paints only one per ratio."""
 
     def __init__(self, *, fixed_picture: bool) -> None:
         self._fixed_picture = fixed_picture
         self._lock = threading.Lock()
         self._painted: dict[str, bytes] = {}
-        # More painters than cores would only keep the rest of the process from running.
-        self._brushes = threading.Semaphore(os.cpu_count() or 1)
+        # Painting more pictures at once than there are cores would starve the rest of the process.
+        self._one_per_core = threading.Semaphore(os.cpu_count() or 1)
 
     def jpeg(self, prompt: str, ratio: str) -> bytes:
         if not self._fixed_picture:
-            with self._brushes:
+            with self._one_per_core:
                 return _as_jpeg(paint(prompt, ratio))
         with self._lock:
             if ratio not in self._painted:
@@ -532,186 +523,25 @@ def _as_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-# The server.
-
-
-class _ClientGoneError(Exception):
-    """The client hung up, or the server is being stopped."""
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    """HTTP/1.1 on 127.0.0.1, one thread a connection; it knows its connections and can end them."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 256
-
-    def __init__(self, port: int, respond: Callable[[Received, "_Client"], Answer | None]) -> None:
-        super().__init__(("127.0.0.1", port), _Client)
-        self.respond = respond
-        self.received: deque[Received] = deque(maxlen=REMEMBERED)
-        self.stopping = threading.Event()
-        self.connections_made = 0
-        self._connections: set[socket.socket] = set()
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_S,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    @property
-    def open_connections(self) -> int:
-        with self._changed:
-            return len(self._connections)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def hang_up(self) -> None:
-        with self._changed:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            self._changed.wait_for(lambda: not self._connections, timeout=2)
-
-    def stop(self) -> None:
-        self.stopping.set()
-        if self._thread.is_alive():
-            self.shutdown()
-            self._thread.join()
-        self.server_close()
-        self.hang_up()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._changed:
-            self._connections.add(request)
-            self.connections_made += 1
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        super().shutdown_request(request)
-        with self._changed:
-            self._connections.discard(request)
-            self._changed.notify_all()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the middle is nothing to report; the rest is a fault here."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Client(BaseHTTPRequestHandler):
-    """One connection: reads its requests, asks the server for answers, sends them."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 2 * LONGEST_S
-    server: _Server
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
-            self.close_connection = True
-            self._send(_invalid("Request payload size exceeds the limit."))
-            return
-        request = _received(self.path, dict(self.headers.items()), self.rfile.read(int(length)))
-        self.server.received.append(request)
-        try:
-            answer = self.server.respond(request, self)
-        except _ClientGoneError:
-            answer = None
-        if answer is None:
-            self.close_connection = True
-        else:
-            self._send(answer)
-
-    do_GET = do_PUT = do_DELETE = do_PATCH = do_POST  # noqa: N815 - http.server's names
-
-    def wait(self, seconds: float) -> None:
-        """Waits, at most ``LONGEST_S``.
-
-        Raises:
-            _ClientGoneError: nobody waits for the answer any more.
-        """
-        ends_at = time.monotonic() + min(seconds, LONGEST_S)
-        while (left_s := ends_at - time.monotonic()) > 0:
-            if self.server.stopping.wait(min(left_s, _POLL_S)) or self._has_hung_up():
-                raise _ClientGoneError
-
-    def reset(self) -> None:
-        """Ends the connection with RST: closed with nothing to linger for, and no FIN before."""
-        now = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
-        os.close(self.connection.detach())
-
-    def send_head(self, answer: Answer) -> None:
-        """Sends the status line and the header, as if the body were to follow."""
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-
-    def drip(self, data: bytes) -> None:
-        """Sends a byte every ``_DRIP_S``, for at most ``LONGEST_S``."""
-        for byte in data[: round(LONGEST_S / _DRIP_S)]:
-            self.wfile.write(bytes([byte]))
-            self.wait(_DRIP_S)
-
-    def send_chunks(self, chunk: bytes, total: int) -> None:
-        """Sends a 200 with ``chunk`` over and over, until ``total`` bytes or the client is gone."""
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for _ in range(total // len(chunk)):
-            if self.server.stopping.is_set():
-                return
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Says nothing: prompts stay out of the terminal."""
-
-    def _send(self, answer: Answer) -> None:
-        self.send_head(answer)
-        self.wfile.write(answer.body)
-
-    def _has_hung_up(self) -> bool:
-        if not select.select([self.connection], [], [], 0)[0]:
-            return False
-        try:
-            return not self.connection.recv(1, socket.MSG_PEEK)
-        except ConnectionError:
-            return True
-
-
-def _received(path: str, headers: Mapping[str, str], body: bytes) -> Received:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
-    return Received(path, {name.lower(): value for name, value in headers.items()}, document)
-
-
 # The command.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serves until SIGINT or SIGTERM, or the end of the standard input if so asked."""
+    """Serves until SIGINT or SIGTERM, or to the end of stdin with ``--stop-with-stdin``."""
     names = "\n".join(f"  [fail:{name}]".ljust(28) + line for name, line in FAILURES.items())
     parser = argparse.ArgumentParser(
         prog="python -m infra.local.gemini_stand_in",
-        description="A Gemini stand-in on 127.0.0.1. Its URL is the first line that it prints.",
-        epilog=f"Words in a prompt that make it misbehave:\n  [slow:2.5]\n{names}",
+        description="A Gemini stand-in on 127.0.0.1. It prints its URL first.",
+        epilog=f"Directives in a prompt that make it misbehave:\n  [slow:2.5]\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free one")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free port")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     parser.add_argument(
         "--fixed-picture", action="store_true", help="paint one picture per ratio, for benchmarks"
     )
     parser.add_argument(
-        "--stop-with-stdin", action="store_true", help="end when the standard input does"
+        "--stop-with-stdin", action="store_true", help="stop when the standard input ends"
     )
     options = parser.parse_args(arguments)
     ended = threading.Event()
@@ -728,7 +558,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _at_end_of_input(act: Callable[[], None]) -> None:
-    # Below Python's buffers: a thread that waits in those spoils the end of the interpreter.
+    # Reads below Python's buffers: a thread that waits in one can break the interpreter's exit.
     while os.read(0, 4096):
         pass
     act()

@@ -1,6 +1,6 @@
-"""A landscape that depends on a sentence, with the sentence written in it.
+"""A landscape that depends on a prompt, with the prompt written in it.
 
-Painted in about a tenth of a second with Pillow alone: a sky, a sun, six ridges, a caption.
+Pillow paints it in about 0.1 s: a sky, a sun, six ridges, a caption.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 __all__ = ["SIZES", "paint"]
 
-# Pixels at 1K, width and height, as documented for the ten ratios.
+# Width and height in pixels at 1K, as Google documents them for the ten ratios.
 SIZES: Mapping[str, tuple[int, int]] = {
     "1:1": (1024, 1024),
     "2:3": (848, 1264),
@@ -62,7 +62,7 @@ def _rgb(name: str) -> Colour:
 
 
 def paint(prompt: str, ratio: str) -> Image.Image:
-    """A landscape that is the same for the same prompt, with prompt and ratio written in it."""
+    """A landscape that depends only on prompt and ratio, with both written in it."""
     size = SIZES[ratio]
     seed = int.from_bytes(hashlib.sha256(prompt.encode("utf-8", "replace")).digest()[:8], "big")
     chance = random.Random(seed)  # noqa: S311 - it paints
@@ -111,7 +111,7 @@ def _put_sun(picture: Image.Image, light: _Light, chance: random.Random) -> None
 
 
 def _put_hills(picture: Image.Image, light: _Light, layer: int, chance: random.Random) -> None:
-    """One ridge: three waves on each other, darker and steeper the nearer it is."""
+    """One ridge, the sum of three waves; nearer ridges are darker and steeper."""
     width, height = picture.size
     nearness = layer / (_LAYERS - 1)
     top = height * (0.46 + 0.4 * nearness)
@@ -139,7 +139,7 @@ def _put_hills(picture: Image.Image, light: _Light, layer: int, chance: random.R
 
 
 def _write(picture: Image.Image, prompt: str, ratio: str) -> None:
-    """The prompt on a dark panel at the foot, at most six lines of it, and what was painted."""
+    """The prompt, at most six lines of it, and the size on a dark panel at the bottom."""
     width, height = picture.size
     size = max(18, round(min(width, height) / 30))
     font = ImageFont.load_default(size)
@@ -176,7 +176,7 @@ def _wrapped(
 
 
 def _plain(text: str) -> str:
-    """The text in ASCII, which is what Pillow's own font can write."""
+    """The text in ASCII, all that Pillow's built-in font can write."""
     letters = (
         sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign)
     )

@@ -1,8 +1,8 @@
 """Delivers an SQS queue's messages to a function, as Lambda's event source mapping does.
 
-One message a time and call; the function names those that are to come again, and a function that
-crashes or runs out of time has named them all. They come when their visibility timeout has passed,
-and go to the dead-letter queue when they came too often: that is the queue's own doing.
+Each invocation gets one message. A message is deleted unless the function reports it as failed,
+crashes or times out; then the queue redelivers it after its visibility timeout and, after its last
+receive, moves it to the dead-letter queue.
 """
 
 import sys
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["EventSource"]
 
 _POLL_EVERY_S = 0.2
-_AT_ONCE = 4
+_CONCURRENCY = 4
 
 
 class EventSource:
-    """Polls one queue from ``start`` until ``stop``, and delivers up to four messages at once."""
+    """Polls one queue from ``start`` until ``stop``; delivers up to four messages concurrently."""
 
     def __init__(self, client: "SQSClient", queue_url: str, function: LocalFunction) -> None:
         self._client = client
         self._queue_url = queue_url
         self._function = function
         self._stopping = threading.Event()
-        self._free = threading.Semaphore(_AT_ONCE)
+        self._free = threading.Semaphore(_CONCURRENCY)
         self._thread = threading.Thread(target=self._poll, name="queue", daemon=True)
 
     def start(self) -> None:
@@ -40,29 +40,29 @@ class EventSource:
         self._thread.start()
 
     def stop(self) -> None:
-        """No message is delivered after this; a call that runs is left to end by itself."""
+        """Delivers no further message; does not wait for a running invocation."""
         self._stopping.set()
 
     def _poll(self) -> None:
         while not self._stopping.wait(_POLL_EVERY_S):
             try:
-                while not self._stopping.is_set() and self._hand_out():
+                while not self._stopping.is_set() and self._deliver_next():
                     pass
             except (BotoCoreError, ClientError):
-                self._complain()
+                self._report()
 
-    def _hand_out(self) -> bool:
-        """Whether there was a message, and somebody free to take it."""
+    def _deliver_next(self) -> bool:
+        """Whether there was a message and a free slot to deliver it."""
         if not self._free.acquire(blocking=False):
             return False
         messages: list[MessageTypeDef] = []
         try:
-            answer = self._client.receive_message(
+            response = self._client.receive_message(
                 QueueUrl=self._queue_url,
                 MaxNumberOfMessages=1,
                 MessageSystemAttributeNames=["All"],
             )
-            messages = answer.get("Messages", [])
+            messages = response.get("Messages", [])
         finally:
             if not messages:
                 self._free.release()
@@ -77,30 +77,30 @@ class EventSource:
                     QueueUrl=self._queue_url, ReceiptHandle=message["ReceiptHandle"]
                 )
         except (BotoCoreError, ClientError):
-            self._complain()
+            self._report()
         finally:
             self._free.release()
 
-    def _complain(self) -> None:
-        # The queue goes away when the stack stops.
+    def _report(self) -> None:
+        # The queue disappears when the stack stops.
         if not self._stopping.is_set():
-            print("the queue does not answer", file=sys.stderr)
+            print("the queue does not respond", file=sys.stderr)
 
     def _is_done(self, message: "MessageTypeDef") -> bool:
         try:
-            answer = self._function.invoke({"Records": [_record(message)]})
+            result = self._function.invoke({"Records": [_record(message)]})
         except FunctionCrashed:
             # Its traceback is on stderr already.
             return False
         except FunctionTimedOut:
-            print(f"{self._function.name} did not end within its timeout", file=sys.stderr)
+            print(f"{self._function.name} timed out", file=sys.stderr)
             return False
-        failed = answer.get("batchItemFailures", []) if isinstance(answer, Mapping) else []
+        failed = result.get("batchItemFailures", []) if isinstance(result, Mapping) else []
         return not failed
 
 
 def _record(message: "MessageTypeDef") -> dict[str, Any]:
-    """The message as Lambda hands it to a function.
+    """The message as Lambda passes it to a function.
 
     https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html
     """

@@ -1,8 +1,7 @@
-"""What the sample events under ``infra/events`` need from a local stack, and how others find it.
+"""The accounts of the sample events in ``infra/events``, and how other processes find the stack.
 
-The events carry API keys, so the keys are written down, and are good for nothing but a local stack
-with its painting stand-in: no deployment knows them, and none can come to know them, as keys are
-made at random.
+The events carry fixed API keys. Those work only on a local stack with the stand-in: a deployment
+issues random keys and can never issue these.
 """
 
 import hashlib
@@ -27,13 +26,13 @@ _KEYS = {
     "sample": "gg_sample_ForTheLocalStackAndNowhereElse00000000000004X0ZKt",
     "sample-empty": "gg_sample-empty_ForTheLocalStackAndNowhereElse00000000000004VIHIp",
 }
-_SETUP_TAKES_S = 10.0
+_SETUP_S = 10.0
 _OF_GOOGLE = ("GOOGLE_GEMINI_BASE_URL",)
 
 
 def open_sample_accounts(stack: LocalStack) -> None:
-    """Opens the accounts of the sample events, and makes their keys known."""
-    deadline = Deadline(_SETUP_TAKES_S)
+    """Opens the accounts of the sample events and stores their keys."""
+    deadline = Deadline(_SETUP_S)
     accounts = Accounts(Table(stack.aws.client("dynamodb"), stack.table))
     for organisation, key in _KEYS.items():
         accounts.create(organisation, deadline)
@@ -51,7 +50,7 @@ def open_sample_accounts(stack: LocalStack) -> None:
 
 
 def environment(stack: LocalStack) -> str:
-    """The variables, as a JSON object, that lead another process of this machine to the stack."""
+    """The variables, as a JSON object, that point another process of this machine at the stack."""
     return json.dumps(_settings() | dict(stack.aws.environment()), indent=2) + "\n"
 
 
@@ -61,10 +60,10 @@ def artifact() -> str:
 
 
 def sam_template(stack: LocalStack) -> str:
-    """A template with the built functions alone; their variables lead from a container to here.
+    """A template with only the built functions, whose variables point from a container to here.
 
     ``sam local invoke`` gives a function only the variables that its template declares, and
-    ``template.yaml`` rightly declares no addresses: so these can't come from an env file. Source:
+    ``template.yaml`` declares no addresses, so an env file can't add them. Source:
     samcli/local/lambdafn/env_vars.py.
     """
     functions = Template.from_file().functions()

@@ -1,8 +1,8 @@
 """The whole service in this process: embedded AWS, Gemini stand-in, gateway, schedules.
 
-What is deployed is read from ``template.yaml``: the table, the functions with their handlers,
-timeouts and variables, the routes, the schedules, CORS. The handlers are the real ones; only the
-addresses in their environment lead to this machine.
+``template.yaml`` defines it: the table, the functions with their handlers, timeouts and variables,
+the routes, the schedules, CORS. The handlers are the real ones; only the addresses in their
+environment point to this machine.
 """
 
 import contextlib
@@ -38,25 +38,25 @@ __all__ = ["FIRST_CREDITS", "ORGANISATION", "Handler", "LocalStack", "StackError
 
 ORGANISATION = "demo"
 FIRST_CREDITS = 100
-SETUP_TAKES_S = 10.0
+SETUP_S = 10.0
 DRAIN_S = 0.5
-# Whoever runs this may have an AWS account and a Google key of their own: nothing of that gets in.
+# Keeps the user's own AWS account and Google key out.
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "MOTO_")
 _OF_GOOGLE = ("GEMINI_MODEL", "GOOGLE_GEMINI_BASE_URL")
 _IMAGE_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 Handler = Callable[[dict[str, object], LambdaContext], object]
-"""What answers an event, given Lambda's context."""
+"""A Lambda handler: takes an event and a context, returns the result."""
 
 
 class StackError(Exception):
-    """The template asks for something that the local stack can't give."""
+    """The template asks for something that the local stack doesn't support."""
 
 
 class LocalStack(Runs):
     """The service on ``http://127.0.0.1:<port>``, with one organisation that has 100 credits.
 
-    All state is in memory. While it runs, ``os.environ`` leads the handlers to it; so one process
+    All state is in memory. While it runs, ``os.environ`` points the handlers to it, so one process
     runs one stack at a time.
     """
 
@@ -72,11 +72,11 @@ class LocalStack(Runs):
         aws: EmbeddedAws | None = None,
         handlers: Callable[[Function], Handler] | None = None,
     ) -> None:
-        """Takes ``port`` (0: any), or the port that ``server`` has taken already.
+        """Listens on ``port`` (0: any), or on the port that ``server`` has taken already.
 
-        The stand-in answers after ``latency_s``; with ``gemini_api_key`` Google is called instead.
-        ``log`` gets one line per request. ``handlers`` runs the functions elsewhere than in this
-        process; it is called when ``os.environ`` has what they are to find in theirs.
+        The stand-in responds after ``latency_s``; with ``gemini_api_key`` Google is called instead.
+        ``log`` gets one line per request. ``handlers`` runs the functions outside this process; it
+        is called once ``os.environ`` holds their environment.
 
         Raises:
             OSError: the port is taken or not allowed.
@@ -95,16 +95,16 @@ class LocalStack(Runs):
         self.api_key = ""
         self.aws = aws or EmbeddedAws()
         self.table = "credits"
-        # All stacks of a process share the names of buckets. An underscore makes a name no host's,
-        # so boto3 puts it into the path, whatever this machine is called.
+        # All stacks of a process share bucket names. The underscore is not allowed in a host name,
+        # so boto3 puts the name into the path.
         self.bucket = f"images_{self.aws.account_id}"
         self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
 
     def start(self) -> None:
-        """Brings everything up and opens the organisation's account.
+        """Starts everything and opens the organisation's account.
 
         Raises:
-            StackError: the template asks for something that is not known here.
+            StackError: the template asks for something unsupported.
         """
         try:
             self._start()
@@ -113,12 +113,12 @@ class LocalStack(Runs):
             raise
 
     def stop(self) -> None:
-        """Ends everything within about two seconds, and gives the environment back."""
+        """Stops everything within about two seconds and restores the environment."""
         for schedule in self._schedules:
             schedule.stop()
         for source in self._sources:
             source.stop()
-        # The model goes first, so that the requests that wait for it end with a refund.
+        # The model stops first, so that requests that wait for it end with a refund.
         if self.stand_in is not None:
             self.stand_in.stop()
         self._server.stop()
@@ -129,18 +129,18 @@ class LocalStack(Runs):
         self.aws.stop()
 
     def open_account(self, organisation: str, credits_: int) -> str:
-        """A new organisation with ``credits_`` credits; returns an API key of it."""
-        deadline = Deadline(SETUP_TAKES_S)
+        """Opens an account for ``organisation`` with ``credits_`` credits; returns an API key."""
+        deadline = Deadline(SETUP_S)
         accounts = Accounts(Table(self.aws.client("dynamodb"), self.table))
         accounts.create(organisation, deadline)
         if credits_:
-            grant = Grant("welcome", credits_, "To begin with", "local stack", int(time.time()))
+            grant = Grant("welcome", credits_, "Opening balance", "local stack", int(time.time()))
             accounts.grant(organisation, grant, deadline)
         keys = KeyRing(self.aws.client("secretsmanager"), os.environ["ORG_SECRET_PREFIX"])
         return keys.issue(organisation).key
 
     def invoke(self, function: str, event: dict[str, object]) -> object:
-        """The answer of a function to an event that no request makes.
+        """The result of a function for an event.
 
         Raises:
             FunctionCrashed, FunctionTimedOut
@@ -196,7 +196,7 @@ class LocalStack(Runs):
     def _variables(
         self, definitions: Iterable[Function], queues: Mapping[str, str]
     ) -> dict[str, str]:
-        """What the functions are to find in their environment, by the names in the template."""
+        """The environment of the functions, by the names in the template."""
         here = {
             "CREDITS_TABLE": self.table,
             "IMAGE_BUCKET": self.bucket,
@@ -210,12 +210,12 @@ class LocalStack(Runs):
             for name, written in definition.environment.items():
                 value = here[name] if name in here else self._template.literal(written)
                 if value is None:
-                    raise StackError(f"nothing is known here for the variable {name}")
+                    raise StackError(f"the local stack has no value for the variable {name}")
                 variables[name] = value
-        own_choice = {name: os.environ[name] for name in _OF_GOOGLE if name in os.environ}
+        own_settings = {name: os.environ[name] for name in _OF_GOOGLE if name in os.environ}
         if self.stand_in is not None:
-            own_choice["GOOGLE_GEMINI_BASE_URL"] = self.stand_in.url
-        return variables | own_choice | dict(self.aws.environment())
+            own_settings["GOOGLE_GEMINI_BASE_URL"] = self.stand_in.url
+        return variables | own_settings | dict(self.aws.environment())
 
 
 def _module(definition: Function) -> ModuleType:
@@ -233,7 +233,7 @@ def _function(definition: Function, handler: Handler) -> LocalFunction:
 
 def _image_source(s3: "S3Client", bucket: str) -> ImageSource:
     def image(key: str) -> Response | None:
-        # Only what the service itself can have stored; anything else, "../" above all, is nothing.
+        # Only keys that the service can have stored: never "../".
         if not _IMAGE_KEY.fullmatch(key):
             return None
         try:
@@ -253,7 +253,7 @@ def _image_source(s3: "S3Client", bucket: str) -> ImageSource:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Makes ``os.environ`` that of the functions, and afterwards what it was before."""
+    """Gives ``os.environ`` the functions' variables, and restores it afterwards."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(_FOREIGN):
@@ -271,10 +271,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warm() -> Iterator[None]:
-    """The handlers' dependencies, built for this environment and dropped afterwards.
+    """Builds the handlers' dependencies for this environment, and drops them afterwards.
 
-    They are built here because the first request of a Lambda sandbox comes alone, and here a
-    hundred may come at once.
+    In a Lambda sandbox the first request comes alone and builds them; here a hundred may come at
+    once.
     """
     drop_dependencies()
     for name in ("telemetry", "key_verifier", "generations", "reconciler"):
@@ -286,10 +286,10 @@ def _warm() -> Iterator[None]:
 
 
 def drop_dependencies() -> None:
-    """Makes the handlers build their dependencies anew, for the environment as it is then."""
+    """Makes the handlers rebuild their dependencies from the current environment."""
     if not dependencies.cache_info().currsize:
         return
-    # On Lambda the process ends, and its idle connections with it.
+    # On Lambda the idle connections end with the process.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         dependencies.cache_clear()
