@@ -60,13 +60,13 @@ REACHED_OVER_TLS = (
 NOTES_WHAT_NOBODY_FINDS = """
 import sys
 
-class NotFound:
+class NoSecret:
     def find_spec(self, name, path=None, target=None):
         with open({notes!r}, "a") as notes:
             notes.write(name + chr(10))
         return None
 
-sys.meta_path.append(NotFound())
+sys.meta_path.append(NoSecret())
 """
 
 

@@ -37,7 +37,7 @@ TABLE = "credits"
 PREFIX = "test/orgs/"
 DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 TEMPLATE = Template(DOCUMENT)
-NO_ORGANISATION = "there is no organisation nobody; create it first"
+NO_ORGANISATION = "there is no organisation unknown; create it first"
 _numbers = count(1)
 
 
@@ -370,18 +370,18 @@ def test_an_account_that_cannot_be_audited_does_not_stop_the_audit_of_the_others
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("org show nobody", NO_ORGANISATION),
-        ("org limit nobody 5", NO_ORGANISATION),
-        ("keys issue nobody", NO_ORGANISATION),
-        ("credits grant nobody 5 --id x --note y", "there is no organisation nobody"),
-        ("credits balance nobody", NO_ORGANISATION),
-        ("credits history nobody", NO_ORGANISATION),
-        ("generations list nobody", NO_ORGANISATION),
+        ("org show unknown", NO_ORGANISATION),
+        ("org limit unknown 5", NO_ORGANISATION),
+        ("keys issue unknown", NO_ORGANISATION),
+        ("credits grant unknown 5 --id x --note y", "there is no organisation unknown"),
+        ("credits balance unknown", NO_ORGANISATION),
+        ("credits history unknown", NO_ORGANISATION),
+        ("generations list unknown", NO_ORGANISATION),
         ("generations show {acme} 1795402357675", "has no generation 1795402357675"),
-        ("audit nobody", NO_ORGANISATION),
-        ("keys list nobody", "no keys of nobody"),
-        ("keys rotate nobody --grace-hours 1 --yes", "no keys of nobody"),
-        ("keys revoke nobody key_1 --yes", "no keys of nobody"),
+        ("audit unknown", NO_ORGANISATION),
+        ("keys list unknown", "no keys of unknown"),
+        ("keys rotate unknown --grace-hours 1 --yes", "no keys of unknown"),
+        ("keys revoke unknown key_1 --yes", "no keys of unknown"),
         ("keys revoke {acme} key_1 --yes", "has no key with that id"),
         ("--table elsewhere credits balance {acme}", "(ResourceNotFoundException)"),
     ],

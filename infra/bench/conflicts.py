@@ -23,7 +23,7 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expec
 _JSON = "application/x-amz-json-1.0"
 
 
-class _Handler(WSGIRequestHandler):
+class _ConflictHandler(WSGIRequestHandler):
     # Headers and body leave in two packets; Nagle's algorithm would delay the second by 40 ms.
     disable_nagle_algorithm = True
 
@@ -35,7 +35,7 @@ class _Handler(WSGIRequestHandler):
 def conflict_proxy(upstream: str) -> Iterator[str]:
     """The URL of a proxy of the DynamoDB Local at ``upstream``, until the block ends."""
     application = _Proxy(upstream)
-    options: dict[str, Any] = {"threaded": True, "request_handler": _Handler}
+    options: dict[str, Any] = {"threaded": True, "request_handler": _ConflictHandler}
     server = make_server("127.0.0.1", 0, application, **options)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -49,7 +49,7 @@ def build(root: Path, architecture: str, into: Path, python: str | None) -> list
 
 
 def copy_sources(package: Path, into: Path) -> None:
-    """Copies a package of ours; what is hidden and what Python left behind stays.
+    """Copies one of the project's packages, without hidden files and Python's caches.
 
     Raises:
         BuildError: a file is neither a source nor an asset of the service.
@@ -87,7 +87,7 @@ def add_files(files: Iterable[tuple[str, bytes]], into: Path) -> None:
 
 
 def make_uniform(directory: Path) -> None:
-    """Gives everything in ``directory`` the same times and modes, whoever built it and when."""
+    """Gives everything in ``directory`` the same times and modes, for reproducible builds."""
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
             _fix(Path(parent, name), _FILE_MODE)

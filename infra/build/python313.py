@@ -31,7 +31,7 @@ def _candidates() -> Iterator[str]:
 def _is_313(path: str) -> bool:
     # pyenv puts a python3.13 on the path that refuses to run where it is not chosen.
     try:
-        done = subprocess.run(  # noqa: S603 - whoever builds chose it
+        done = subprocess.run(  # noqa: S603 - the person who builds chose it
             [path, "--version"],
             timeout=_ANSWERS_IN_S,
             stdin=subprocess.DEVNULL,

@@ -239,7 +239,8 @@ class _Handler(WSGIRequestHandler):
     def _write(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers:
-            self.send_header(name, value)
+            # In lower case throughout, as clients see them over HTTP/2.
+            self.send_header(name.lower(), value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -24,7 +24,7 @@ class NotReadyError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses now; somebody may before the server does."""
+    """Free ports of 127.0.0.1; another process may take one before the server does."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports: list[int] = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:

@@ -84,7 +84,7 @@ class DynamoDbLocal(Runs):
             endpoint_url=self.url,
             region_name=REGION,
             aws_access_key_id="local",
-            aws_secret_access_key="local",  # noqa: S106 - nobody checks it
+            aws_secret_access_key="local",  # noqa: S106 - it is not checked
             config=Config(
                 connect_timeout=10,
                 read_timeout=30,

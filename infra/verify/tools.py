@@ -99,7 +99,7 @@ def sam() -> Path:
 
 
 def checkov() -> Path:
-    """The command ``checkov``. With ``--skip-download`` it calls nobody.
+    """The command ``checkov``. ``--skip-download`` keeps it offline.
 
     Raises:
         ToolMissingError
