@@ -1,27 +1,36 @@
 """Decides whether bytes are a complete picture of the right shape.
 
 The bytes alone decide: the models send JPEG, and their declared MIME type has been wrong. A picture
-is decoded in full before anyone is charged for it, because truncated base64 often still decodes.
+is taken apart first (``lib.picture.picture_file``), which bounds its structure, and then decoded in
+full before anyone is charged for it, because truncated base64 often still decodes.
+
+What "complete" covers: a file cut short anywhere is refused, in all three formats. A PNG is also
+refused if any byte of it was altered, because it has checksums. JPEG and WebP have none: altered or
+missing bytes in the middle are noticed in most JPEGs (``lib.picture.jpeg_file`` says which), and
+not in a lossy WebP.
 """
 
-import struct
-from collections.abc import Mapping
-from io import BytesIO
+from dataclasses import dataclass
 
-import deflate
-from PIL import ExifTags, Image, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image, ImageFile
 
 from lib.errors import NoImageReturned
 from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.colour import colour_chunks
+from lib.picture.jpeg_file import JPEG_SIGNATURE, read_jpeg
+from lib.picture.orientation import upright
+from lib.picture.picture_file import PictureFile, TailReader, UnusablePicture
+from lib.picture.png_file import PNG_SIGNATURE, read_png
+from lib.picture.transparency import on_white
+from lib.picture.webp_file import is_webp, read_webp
 
 __all__ = [
     "MAX_IMAGE_BYTES",
     "MAX_PIXELS",
     "MIN_SIDE_PX",
     "PNG_SIGNATURE",
+    "CheckedPicture",
+    "UnusablePicture",
     "checked_picture",
     "is_whole_png",
 ]
@@ -35,36 +44,31 @@ MIN_SIDE_PX = 64
 # such as 3:4 and 4:5, are 6.25 % apart.
 _RATIO_TOLERANCE = 0.06
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Length, type and CRC, 4 bytes each. Source: PNG (W3C), section 5.3.
-_CHUNK_OVERHEAD_BYTES = 12
 
-# How to undo each EXIF orientation; 1 is upright. Source: Exif 2.32, tag 0x0112.
-_UPRIGHT: Mapping[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+@dataclass(frozen=True, slots=True)
+class CheckedPicture:
+    """A picture for sale: ``pixels`` in the mode RGB, upright, composited on white.
+
+    ``colour_chunks`` are the PNG chunks, type and data, that say how to show its colours.
+    """
+
+    pixels: Image.Image
+    colour_chunks: tuple[tuple[bytes, bytes], ...]
 
 
-def checked_picture(data: bytes, ratio: AspectRatio) -> Image.Image:
-    """The upright picture in ``data`` (JPEG, PNG or WebP), in the mode that it was sent in.
+def checked_picture(data: bytes, ratio: AspectRatio) -> CheckedPicture:
+    """The picture in ``data``, a JPEG, PNG or WebP.
 
     Raises:
         NoImageReturned: ``data`` is not a complete picture in one of the three formats, exceeds
-            ``MAX_IMAGE_BYTES`` or ``MAX_PIXELS``, has a side under ``MIN_SIDE_PX``, or is more
-            than 6 % off ``ratio``.
+            ``MAX_IMAGE_BYTES``, ``MAX_PIXELS`` or the bounds of its format's structure, has a side
+            under ``MIN_SIDE_PX``, is more than 6 % off ``ratio``, or is in CMYK with a profile. Its
+            cause is an ``UnusablePicture``, which says which.
     """
-    picture = _upright(_decoded(data))
-    width, height = picture.size
-    stretch = width / height / ratio.width_over_height
-    if min(width, height) < MIN_SIDE_PX or abs(stretch - 1) > _RATIO_TOLERANCE:
-        raise NoImageReturned
-    return picture
+    try:
+        return _checked(_taken_apart(data), ratio)
+    except UnusablePicture as unusable:
+        raise NoImageReturned(unusable.reason, picture=data, size_px=unusable.size) from unusable
 
 
 def is_whole_png(data: bytes) -> bool:
@@ -72,74 +76,70 @@ def is_whole_png(data: bytes) -> bool:
     if not data.startswith(PNG_SIGNATURE):
         return False
     try:
-        _decoded(data)
-    except NoImageReturned:
+        _decoded(_taken_apart(data))
+    except UnusablePicture:
         return False
     return True
 
 
-def _decoded(data: bytes) -> ImageFile.ImageFile:
-    """The picture in ``data`` with its pixels loaded; its size is checked before they are.
+def _checked(file: PictureFile, ratio: AspectRatio) -> CheckedPicture:
+    """The picture in ``file``.
+
+    Raises:
+        UnusablePicture: see ``checked_picture``.
+    """
+    picture = _decoded(file)
+    if picture.mode == "CMYK" and file.icc_profile:
+        # Pillow mixes the inks as if they were light; only the profile knows the colours.
+        raise UnusablePicture("cmyk", picture.size)
+    pixels = upright(on_white(picture, file), file.exif)
+    _check_shape(pixels.size, ratio)
+    return CheckedPicture(pixels, tuple(colour_chunks(file)))
+
+
+def _taken_apart(data: bytes) -> PictureFile:
+    """What is needed from ``data``, whose first bytes identify its format.
+
+    Raises:
+        UnusablePicture: the format is not supported, or the file exceeds a bound.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UnusablePicture("too_large")
+    if data.startswith(JPEG_SIGNATURE):
+        return read_jpeg(data)
+    if data.startswith(PNG_SIGNATURE):
+        return read_png(data)
+    if is_webp(data):
+        return read_webp(data)
+    raise UnusablePicture("format")
+
+
+def _decoded(file: PictureFile) -> ImageFile.ImageFile:
+    """The picture in ``file`` with its pixels loaded; its size is checked before they are.
 
     This calls the format's own class, not ``Image.open``: that one warns about large pictures
     according to a process-wide setting, and imports every other format on an unknown one.
 
     Raises:
-        NoImageReturned: ``data`` is not complete, is too large, or has no known format.
+        UnusablePicture: it can't be decoded to the last pixel, or is too large.
     """
-    opener = _opener_of(data)
-    if opener is None or len(data) > MAX_IMAGE_BYTES:
-        raise NoImageReturned
-    if opener is PngImageFile and not _has_whole_chunks(data):
-        raise NoImageReturned
+    source = TailReader(file.data, file.tail_start)
     try:
-        picture = opener(BytesIO(data))
+        picture = file.opener(source)
         if picture.width * picture.height > MAX_PIXELS:
-            raise NoImageReturned
+            raise UnusablePicture("pixels", picture.size)
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as fault:
-        raise NoImageReturned from fault
-    if picture.mode == "P" and picture.palette is None:
-        raise NoImageReturned
+        raise UnusablePicture("damaged") from fault
+    if source.is_tail_unread or (picture.mode == "P" and picture.palette is None):
+        raise UnusablePicture("damaged", picture.size)
     return picture
 
 
-def _opener_of(data: bytes) -> type[ImageFile.ImageFile] | None:
-    """Pillow's class for the format that the first bytes identify; None if it is not supported."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if data.startswith(PNG_SIGNATURE):
-        return PngImageFile
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImageFile
-    return None
-
-
-def _has_whole_chunks(png: bytes) -> bool:
-    """Whether every chunk up to IEND is present and matches its CRC.
-
-    Pillow verifies neither the CRC of the pixel data nor that there is an IEND.
-    """
-    view = memoryview(png)
-    start = len(PNG_SIGNATURE)
-    while start + _CHUNK_OVERHEAD_BYTES <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, start)
-        end = start + _CHUNK_OVERHEAD_BYTES + length
-        crc = int.from_bytes(view[end - 4 : end], "big")
-        if end > len(png) or deflate.crc32(view[start + 4 : end - 4]) != crc:
-            return False
-        if kind == b"IEND":
-            return True
-        start = end
-    return False
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """``picture`` with its EXIF orientation applied."""
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except (SyntaxError, ValueError, struct.error):
-        # The pixels are complete: unreadable EXIF counts as none.
-        return picture
-    method = _UPRIGHT.get(orientation)
-    return picture if method is None else picture.transpose(method)
+def _check_shape(size: tuple[int, int], ratio: AspectRatio) -> None:
+    """Raises UnusablePicture if ``size`` is too small, or not of the shape ``ratio``."""
+    width, height = size
+    if min(size) < MIN_SIDE_PX:
+        raise UnusablePicture("too_small", size)
+    if abs(width / height / ratio.width_over_height - 1) > _RATIO_TOLERANCE:
+        raise UnusablePicture("ratio", size)

@@ -34,20 +34,21 @@ cheaply:
 - A band is small enough that its dozen intermediate images stay in the cache and reuse the same
   pages. Paeth over a whole 1K picture at once takes 31 ms instead of 17.
 
-Metadata is dropped. The ICC profile is not applied: browsers show an untagged PNG as sRGB, which is
-what the models are assumed to send, and conversion would load a colour library into every cold
-start.
+Of a picture's metadata, only what says how to show its colours is kept (``lib.picture.colour``).
+Every PNG is marked as made by a model (``lib.picture.provenance``).
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import deflate
 from PIL import Image, ImageChops
 
 from lib.picture.aspect_ratio import AspectRatio
-from lib.picture.check import PNG_SIGNATURE, checked_picture
+from lib.picture.check import checked_picture
+from lib.picture.png_file import PNG_SIGNATURE, png_chunk
+from lib.picture.provenance import PROVENANCE_CHUNK
 
 __all__ = ["encode_png", "to_png"]
 
@@ -59,7 +60,6 @@ _TRIAL_LEVEL = 1
 # deflate's level by the share of bytes that the trials left, at least: the smaller the share, the
 # more a higher level saves.
 _LEVELS = ((0.55, 1), (0.33, 2), (0.0, 4))
-_WHITE = (255, 255, 255)
 
 
 def to_png(image: bytes, ratio: AspectRatio) -> bytes:
@@ -72,23 +72,14 @@ def to_png(image: bytes, ratio: AspectRatio) -> bytes:
         NoImageReturned: ``image`` is not a complete picture of the shape ``ratio``; see
             ``lib.picture.check.checked_picture`` for the limits.
     """
-    return encode_png(_as_rgb(checked_picture(image, ratio)))
+    picture = checked_picture(image, ratio)
+    return encode_png(picture.pixels, picture.colour_chunks)
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """``picture`` in the mode RGB, composited on white."""
-    if picture.mode == "I;16":
-        # Pillow would clip at 255. The high byte of each little-endian pair is the 8-bit grey.
-        picture = Image.frombytes("L", picture.size, picture.tobytes()[1::2])
-    if picture.has_transparency_data:
-        translucent = picture.convert("RGBA")
-        picture = Image.new("RGB", picture.size, _WHITE)
-        picture.paste(translucent, mask=translucent)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def encode_png(image: Image.Image, colour_chunks: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """``image``, whose mode is RGB, as a PNG with exactly the same pixels.
 
-
-def encode_png(image: Image.Image) -> bytes:
-    """``image``, whose mode is RGB, as a PNG with exactly the same pixels and no metadata.
+    ``colour_chunks``, type and data of each, precede the pixels.
 
     Raises:
         ValueError: the mode is not RGB.
@@ -98,16 +89,14 @@ def encode_png(image: Image.Image) -> bytes:
     rows, density = _filtered_rows(image)
     level = next(level for least, level in _LEVELS if density >= least)
     header = struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0)
-    pixels = deflate.zlib_compress(rows, level)
-    return b"".join(
-        (PNG_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", pixels), *_chunk(b"IEND", b""))
-    )
-
-
-def _chunk(kind: bytes, data: bytes | bytearray) -> tuple[bytes | bytearray, ...]:
-    """A PNG chunk in parts: length and type, data, CRC. Source: PNG (W3C), section 5.3."""
-    crc = deflate.crc32(data, deflate.crc32(kind))
-    return struct.pack(">I4s", len(data), kind), data, struct.pack(">I", crc)
+    chunks: list[tuple[bytes, bytes | bytearray]] = [
+        (b"IHDR", header),
+        *colour_chunks,
+        PROVENANCE_CHUNK,
+        (b"IDAT", deflate.zlib_compress(rows, level)),
+        (b"IEND", b""),
+    ]
+    return PNG_SIGNATURE + b"".join(part for chunk in chunks for part in png_chunk(*chunk))
 
 
 class _Band(NamedTuple):
