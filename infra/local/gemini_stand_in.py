@@ -429,6 +429,26 @@ _BAD_GATEWAY = ModelResponse(
     502, b"<html>Mauvaise passerelle: \xe9chec</html>", {"Content-Type": "text/html"}
 )
 
+# Refusals in the words of public reports.
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
+_SENTENCES: Mapping[str, tuple[int, str, str]] = {
+    "cancelled": (499, "CANCELLED", "The operation was cancelled."),
+    "aborted": (409, "ABORTED", "The operation was aborted."),
+    "too-early": (425, "", "Too early."),
+    "unbilled": (400, "INVALID_ARGUMENT", "This is only accessible to billed users at this time."),
+    "payment-required": (402, "", ""),
+    "quota-zero": (429, _EXHAUSTED, "Quota exceeded, limit: 0, model: x\nPlease retry in 1.5s."),
+    "quota-sentence": (429, _EXHAUSTED, "You exceeded your current quota. Please retry in 1.2s."),
+    "spending-cap": (429, _EXHAUSTED, "Your project has exceeded its monthly spending cap."),
+    "spend-rate": (429, _EXHAUSTED, "You exceeded your spend-based rate limit."),
+    "prepaid-depleted": (429, _EXHAUSTED, "Your prepayment credits are depleted."),
+}
+_REFUSALS: Mapping[str, tuple[str, Behaviour]] = {
+    name: (f"{code}: {sentence.splitlines()[0] if sentence else 'no sentence'}", _whole(answer))
+    for name, (code, status, sentence) in _SENTENCES.items()
+    for answer in [_error(code, status, sentence)]
+}
+
 _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
     # Refused because of the prompt or the picture.
     "blocked-prompt": ("a blockReason and no candidates", _whole(_json(_BLOCKED))),
@@ -484,6 +504,7 @@ _BEHAVIOURS: Mapping[str, tuple[str, Behaviour]] = {
     "overloaded": ("503", _OVERLOADED),
     "overloaded-once": ("503 the first time for this prompt, then success", _once(_OVERLOADED)),
     "deadline": ("504", _whole(_error(504, "DEADLINE_EXCEEDED", "Deadline expired."))),
+    **_REFUSALS,
     # The connection.
     "slow": ("success after 5 s; [slow:2.5] anywhere chooses the seconds", _slow),
     "reset": ("the connection is reset", _reset),

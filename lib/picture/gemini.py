@@ -28,6 +28,7 @@ from google.genai import errors, types
 from lib.deadline import Deadline
 from lib.errors import ModelOverloaded, ModelTimedOut, ModelUnavailable
 from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.gemini_key import is_usable_key
 from lib.picture.gemini_response import (
     CONNECTION_FAULTS,
     AttemptFailed,
@@ -48,8 +49,6 @@ MIN_SERVER_TIMEOUT_S = 10
 
 _SDK_LOGGERS = frozenset({"google_genai", "httpx2", "httpcore2"})
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-# Visible ASCII. Keys that begin with auth_tokens/ are for the Live API, and the SDK rejects them.
-_USABLE_KEY = re.compile(r"(?!auth_tokens/)[!-~]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ _DIALECTS: Mapping[str, _Dialect] = {
 
 
 class Gemini:
-    """The image model. Thread-safe: threads share one SDK client and its connection pool."""
+    """The image model. Thread-safe: threads share one SDK client, and no connection."""
 
     def __init__(
         self, api_key: Callable[[], str], model: str, sleep: Callable[[float], None] = time.sleep
@@ -116,11 +115,14 @@ class Gemini:
             ContentRejected: the prompt was blocked, or the response ended for a policy reason,
                 even if it contains a picture: a picture that Google flags is not for sale.
             NoImageReturned: the response is empty, unreadable or text only; or Google rejected
-                the request with a 400 that is not about the key, as it does for some prompts.
+                the request with a 400 for what it asks, as it does for some prompts.
             ModelTimedOut: ``deadline`` passed, or Google timed out. DNS resolution is bounded by
                 the resolver's own timeout, everything else by the deadline.
-            ModelOverloaded: quota, overload, a server error of Google's, or no connection.
-            ModelUnavailable: the key, the model, the region or the base URL is wrong.
+            ModelOverloaded: a rate quota, overload, a server error of Google's, or no connection.
+            ModelBudgetExhausted: Google's billing stops the service: no billing, a spend limit or
+                a depleted prepayment.
+            ModelUnavailable: the key, the model, the region or the base URL is wrong, or Google
+                refuses the service for a reason that is not known here.
 
         Exceptions of ``api_key`` propagate.
         """
@@ -143,7 +145,7 @@ class Gemini:
         self._new_client("placeholder")
 
     def close(self) -> None:
-        """Closes idle connections."""
+        """Closes the connections in use."""
         self._http.close()
 
     def _attempt(self, prompt: str, ratio: AspectRatio, deadline: Deadline) -> bytes:
@@ -211,8 +213,8 @@ class Gemini:
             ModelUnavailable: ``key`` is malformed.
         """
         # Given an empty key, the SDK would read one from the environment.
-        if not _USABLE_KEY.fullmatch(key):
-            raise ModelUnavailable
+        if not is_usable_key(key):
+            raise ModelUnavailable(reason="key_unusable")
         options = types.HttpOptions(
             api_version="v1beta",
             httpx_client=self._http,
