@@ -17,7 +17,6 @@ from lib.clients import (
     sqs,
 )
 from lib.errors import ModelUnavailable
-from lib.jobs import Jobs
 from lib.keys.verification import KeyVerifier
 from lib.ledger.ledger import Ledger
 from lib.ledger.table import Table
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
     from lib.generation import Generations
+    from lib.jobs import Jobs
     from lib.ledger.reconciliation import Reconciler
     from lib.picture.gemini import Gemini
 
@@ -64,14 +64,8 @@ class Dependencies:
     @cached_property
     def images(self) -> Images:
         """The bucket."""
-        store = ObjectStore(self.settings, self._secrets)
+        store = ObjectStore(self.settings, self._secrets, self._warn)
         return Images(store, self.settings.image_bucket, self.settings.image_base_url)
-
-    @cached_property
-    def jobs(self) -> Jobs | None:
-        """The queue of accepted generations; None where none is deployed."""
-        queue_url = self.settings.jobs_queue_url
-        return Jobs(sqs(self.settings.aws_region), queue_url) if queue_url else None
 
     @cached_property
     def model(self) -> "Gemini":
@@ -89,9 +83,17 @@ class Dependencies:
             self.ledger,
             self.model,
             self.images,
-            self.jobs,
             key_suffix=self.settings.image_key_suffix,
         )
+
+    @cached_property
+    def jobs(self) -> "Jobs":
+        """Asynchronous generations; without a queue where none is deployed."""
+        from lib.jobs import JobQueue, Jobs  # noqa: PLC0415 - as above
+
+        queue_url = self.settings.jobs_queue_url
+        queue = JobQueue(sqs(self.settings.aws_region), queue_url) if queue_url else None
+        return Jobs(self.generations, self.ledger, self.images, queue)
 
     @cached_property
     def reconciler(self) -> "Reconciler":
@@ -109,10 +111,24 @@ class Dependencies:
         return secrets_manager(self.settings.aws_region)
 
     def _gemini_api_key(self) -> str:
+        from lib.picture.gemini_key import (  # noqa: PLC0415 - as above
+            UnusableKeyError,
+            key_in,
+        )
+
         try:
-            return read_secret(self._secrets, self.settings.gemini_api_key_secret).strip()
+            return key_in(read_secret(self._secrets, self.settings.gemini_api_key_secret))
+        except UnusableKeyError as fault:
+            self._warn("the Gemini secret holds no usable key")
+            raise ModelUnavailable(reason="secret_unusable") from fault
         except SecretUnreadable as fault:
-            raise ModelUnavailable from fault
+            self._warn("the Gemini secret cannot be read", fault)
+            raise ModelUnavailable(reason="secret_unreadable") from fault
+
+    def _warn(self, message: str, fault: Exception | None = None) -> None:
+        """Logs what an operator has to mend, outside of any one request."""
+        with self.telemetry.observe("") as observation:
+            observation.warning(message, fault)
 
 
 @cache

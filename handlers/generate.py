@@ -45,7 +45,7 @@ def respond(
     try:
         order = _order(service, event)
         if order.asynchronous:
-            outcome = service.generations.accept(order, deadline, observation)
+            outcome = service.jobs.accept(order, deadline, observation)
         else:
             outcome = service.generations.generate(order, deadline, observation)
     except ServiceError as error:
@@ -55,7 +55,7 @@ def respond(
         elif isinstance(error, ServiceUnavailable):
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", error.__cause__)
-        return failure(error, request, {"X-Credits-Charged": "0"})
+        return failure(error, request, {"X-Credits-Charged": str(error.credits_charged)})
     except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
         observation.count("UnexpectedErrors")
         observation.warning("unexpected failure outside the generation", fault)
@@ -73,7 +73,7 @@ def _order(service: Dependencies, event: Event) -> Order:
         request.prompt,
         request.aspectRatio,
         idempotency_key,
-        asynchronous=service.generations.takes_jobs and prefers_async(event),
+        asynchronous=service.jobs.has_queue and prefers_async(event),
     )
 
 
@@ -99,6 +99,6 @@ def _credit_headers(*, replayed: bool) -> dict[str, str]:
 
 
 initialize(
-    build=lambda: (dependencies().key_verifier, dependencies().generations),
+    build=lambda: (dependencies().key_verifier, dependencies().jobs),
     prime=lambda: dependencies().model.prime(),  # noqa: PLW0108 - inlined, it builds the model now
 )

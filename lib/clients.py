@@ -2,13 +2,33 @@
 
 Building a client makes no network call. botocore's retries are off, except for Secrets Manager: the
 module that uses a client knows what may be repeated, and until when.
+
+A pooled connection that died silently costs one read timeout, then the retry opens a new one: 2 s
+for DynamoDB, SQS and Secrets Manager, and 4 s for a PUT to S3, where botocore first waits 1 s for
+``100 Continue``.
 """
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ProxyConnectionError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
+from botocore.retries.standard import (
+    RetryContext,
+    ThrottledRetryableChecker,
+    TransientRetryableChecker,
+)
 
 from lib.deadline import CONNECT_S, LEDGER_READ_S, QUEUE_READ_S, SECRETS_READ_S, STORAGE_READ_S
 
@@ -23,6 +43,8 @@ __all__ = [
     "dynamodb",
     "error_code",
     "http_status",
+    "is_transient",
+    "may_have_taken_effect",
     "read_secret",
     "secrets_manager",
     "sqs",
@@ -30,6 +52,20 @@ __all__ = [
 ]
 
 MAX_CONNECTIONS = 64
+
+_THROTTLED = ThrottledRetryableChecker()
+_RETRYABLE = (TransientRetryableChecker(), _THROTTLED)
+_TRANSIENT_STATUSES = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+_LOST_RESPONSE = (HTTPClientError, BotoConnectionError, IncompleteReadError, ResponseParserError)
+_NEVER_SENT = (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)
 
 
 class SecretUnreadable(Exception):
@@ -100,6 +136,24 @@ def error_code(fault: ClientError) -> str:
 def http_status(fault: ClientError) -> int:
     """The HTTP status of a refused call; 0 if it has none."""
     return int(fault.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_transient(fault: ClientError) -> bool:
+    """Whether a retry can help, by the codes and statuses that botocore itself retries."""
+    context = RetryContext(attempt_number=1, parsed_response=fault.response)
+    if http_status(fault) in _TRANSIENT_STATUSES:
+        return True
+    return any(checker.is_retryable(context) for checker in _RETRYABLE)
+
+
+def may_have_taken_effect(fault: ClientError | BotoCoreError) -> bool:
+    """Whether a failed write may have been done: its response was lost, or the service broke."""
+    if isinstance(fault, ClientError):
+        status = http_status(fault)
+        return status >= HTTPStatus.INTERNAL_SERVER_ERROR and not _THROTTLED.is_retryable(
+            RetryContext(attempt_number=1, parsed_response=fault.response)
+        )
+    return isinstance(fault, _LOST_RESPONSE) and not isinstance(fault, _NEVER_SENT)
 
 
 def _config(read_s: int, attempts: int = 1) -> Config:

@@ -24,6 +24,7 @@ __all__ = [
     "LEASE_S",
     "LEDGER_CALL_S",
     "LEDGER_READ_S",
+    "MAX_CLOCK_SKEW_S",
     "QUEUED_WITHIN_S",
     "QUEUE_CALL_S",
     "QUEUE_READ_S",
@@ -32,6 +33,7 @@ __all__ = [
     "RESERVE_WITHIN_S",
     "RESPONSE_TAKES_S",
     "SECRETS_READ_S",
+    "SETTLE_WITHIN_S",
     "STORAGE_CALL_S",
     "STORAGE_READ_S",
     "VISIBILITY_TIMEOUT_S",
@@ -48,7 +50,8 @@ SECRETS_READ_S = 2
 QUEUE_READ_S = 2
 STORAGE_READ_S = 3
 LEDGER_CALL_S = float(CONNECT_S + LEDGER_READ_S)
-STORAGE_CALL_S = float(CONNECT_S + STORAGE_READ_S)
+# A PUT waits a second more for ``100 Continue``.
+STORAGE_CALL_S = float(CONNECT_S + STORAGE_READ_S + 1)
 QUEUE_CALL_S = CONNECT_S + QUEUE_READ_S + 0.5
 
 # A request.
@@ -59,6 +62,8 @@ RESPONSE_TAKES_S = 0.5
 RESERVE_WITHIN_S = 8.0
 # Encode, store, and settle or refund.
 AFTER_MODEL_S = 5.0
+# A settle that takes longer is left to the reconciler: the image is stored, and the customer waits.
+SETTLE_WITHIN_S = 5.0
 LEASE_S = FUNCTION_TIMEOUT_S + 30
 
 # A job. The worker's lease lasts until the queue's next delivery, and a minute for that worker to
@@ -85,6 +90,8 @@ LAST_ROWS_TAKE_S = 15.0
 
 # The contract.
 RATE_WINDOW_S = 60
+# How far the clocks of two sandboxes are expected to differ at most.
+MAX_CLOCK_SKEW_S = 15 * RATE_WINDOW_S
 IDEMPOTENCY_TTL_S = 24 * 60 * 60
 IN_FLIGHT_RETRY_AFTER_S = 3
 
@@ -107,6 +114,10 @@ class Deadline:
     def within(self, seconds: float) -> "Deadline":
         """A deadline at most ``seconds`` from now, and not after this one."""
         return Deadline(min(seconds, self.remaining_s()), self._clock)
+
+    def at_least(self, seconds: float) -> "Deadline":
+        """A deadline at least ``seconds`` from now, and not before this one."""
+        return Deadline(max(seconds, self.remaining_s()), self._clock)
 
     def sooner_by(self, seconds: float) -> "Deadline":
         """A deadline that ends ``seconds`` before this one."""

@@ -6,27 +6,32 @@
     │   ├── Unauthorized         401   one sentence for every cause
     │   ├── InsufficientCredits  402   carries the balance
     │   ├── NotFound             404   also for another organisation's generation
+    │   ├── MethodNotAllowed     405   names the methods of the path
     │   ├── GenerationInFlight   409   a request with this idempotency key is in progress
     │   ├── BodyTooLarge         413
     │   ├── IdempotencyKeyReused 422   the key was used with another body
     │   ├── RateLimited          429   the organisation used up this minute's requests
     │   └── Busy                 429   no reservation could be made in time; try again
-    ├── GenerationFailed         500   after the reservation: the credits go back
+    ├── GenerationFailed         500   after the reservation, which is refunded
     │   ├── ContentRejected            Content policy violation
     │   ├── NoImageReturned            The model returned no image
     │   ├── ModelTimedOut              Image generation timed out
     │   ├── ModelOverloaded            The image model is overloaded
+    │   ├── ModelBudgetExhausted       Image generation is unavailable (top up, or raise the tier)
     │   ├── StorageFailed              The image could not be stored
     │   ├── JobNotQueued               Image generation is unavailable (asynchronous only)
     │   ├── ModelUnavailable           Image generation is unavailable (an operator must act)
     │   ├── ReservationLost            Image generation timed out (the reconciler refunded it)
     │   └── UnexpectedFailure          Image generation is unavailable (a bug in this service)
+    ├── OutcomePending           500   after the reservation: settled or refunded later
     └── ServiceUnavailable       500   a dependency failed before the debit
 
-``status``, ``code`` (sent as ``X-Error-Code``) and the public texts are the contract. An exception
+``status``, ``code`` (sent as ``X-Error-Code``), ``should_retry`` (``X-Should-Retry``),
+``credits_charged`` (``X-Credits-Charged``) and the public texts are the contract. An exception
 of this tree carries nothing that must not reach a customer or a log: its cause is ``__cause__``.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
@@ -39,11 +44,14 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobNotQueued",
+    "MethodNotAllowed",
+    "ModelBudgetExhausted",
     "ModelOverloaded",
     "ModelTimedOut",
     "ModelUnavailable",
     "NoImageReturned",
     "NotFound",
+    "OutcomePending",
     "RateLimited",
     "RequestRejected",
     "ReservationLost",
@@ -55,6 +63,9 @@ __all__ = [
     "public_message",
 ]
 
+# The longest signature of an image format: a RIFF, AVIF or HEIC file names its format in byte 8 on.
+MAGIC_BYTES = 12
+
 
 class ServiceError(Exception):
     """An error response: ``status``, ``code``, a JSON body and headers."""
@@ -62,6 +73,8 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     code: str = "internal_error"
     error: str = "Internal error"
+    should_retry: ClassVar[bool] = False
+    credits_charged: ClassVar[int] = 0
 
     def body(self) -> dict[str, object]:
         """The JSON body of the response."""
@@ -69,7 +82,10 @@ class ServiceError(Exception):
 
     def headers(self) -> dict[str, str]:
         """The headers that this error adds to the response."""
-        return {"X-Error-Code": self.code}
+        return {
+            "X-Error-Code": self.code,
+            "X-Should-Retry": "true" if self.should_retry else "false",
+        }
 
 
 class RequestRejected(ServiceError):
@@ -126,6 +142,21 @@ class NotFound(RequestRejected):
     error = "Not found"
 
 
+class MethodNotAllowed(RequestRejected):
+    """The path exists, with other methods."""
+
+    status = 405
+    code = "method_not_allowed"
+    error = "Method not allowed"
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        super().__init__(self.code)
+        self.allowed = ", ".join(sorted(allowed))
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"Allow": self.allowed}
+
+
 class BodyTooLarge(RequestRejected):
     """The body is over the limit and was not parsed."""
 
@@ -147,6 +178,8 @@ class IdempotencyKeyReused(RequestRejected):
 
 class _Later(RequestRejected):
     """Refused for now; the customer may retry after ``retry_after_s`` whole seconds."""
+
+    should_retry = True
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(self.code)
@@ -194,17 +227,26 @@ class GenerationFailed(ServiceError):
     """A failure after the reservation, which is refunded. ``message`` is one of a closed list.
 
     ``may_be_stored`` says that the image may be in the store, or may still arrive there.
+    ``counts_against_limit`` is False where the customer's prompt has no part in the failure: such
+    an attempt does not use up the rate limit. ``reason`` tells an operator which rule decided: a
+    constant of this service, or None.
     """
 
     status = 500
     code = "generation_failed"
     error = "Failed to generate image"
     message: ClassVar[str]
-    may_be_stored: ClassVar[bool] = False
+    may_be_stored: bool = False
+    counts_against_limit: ClassVar[bool] = False
 
-    def __init__(self, retry_after_s: int | None = None) -> None:
+    def __init__(self, retry_after_s: int | None = None, *, reason: str | None = None) -> None:
         super().__init__(self.code)
         self.retry_after_s = retry_after_s
+        self.reason = reason
+
+    def log_fields(self) -> dict[str, object]:
+        """What a log line says about the failure beside its code: constants and sizes."""
+        return {} if self.reason is None else {"reason": self.reason}
 
     def body(self) -> dict[str, object]:
         return {"error": self.error, "message": self.message}
@@ -221,13 +263,36 @@ class ContentRejected(GenerationFailed):
 
     code = "content_rejected"
     message = "Content policy violation"
+    counts_against_limit = True
 
 
 class NoImageReturned(GenerationFailed):
-    """The model's answer holds no usable picture."""
+    """The model's answer holds no usable picture.
+
+    ``picture`` is what it sent instead of one, of which only the first bytes and the length are
+    kept; ``size_px`` is its width and height, where they could be read.
+    """
 
     code = "no_image"
     message = "The model returned no image"
+    counts_against_limit = True
+
+    def __init__(
+        self,
+        reason: str | None = None,
+        *,
+        picture: bytes | None = None,
+        size_px: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(reason=reason)
+        self._facts: dict[str, object] = {}
+        if picture is not None:
+            self._facts |= {"magic": picture[:MAGIC_BYTES].hex(), "length": len(picture)}
+        if size_px is not None:
+            self._facts["size"] = f"{size_px[0]}x{size_px[1]}"
+
+    def log_fields(self) -> dict[str, object]:
+        return super().log_fields() | self._facts
 
 
 class ModelTimedOut(GenerationFailed):
@@ -235,6 +300,7 @@ class ModelTimedOut(GenerationFailed):
 
     code = "model_timeout"
     message = "Image generation timed out"
+    should_retry = True
     hint = "Send the header `Prefer: respond-async` to give a slow model minutes"
 
     def body(self) -> dict[str, object]:
@@ -246,9 +312,20 @@ class ModelOverloaded(GenerationFailed):
 
     code = "model_overloaded"
     message = "The image model is overloaded"
+    should_retry = True
 
-    def __init__(self, retry_after_s: int = 10) -> None:
-        super().__init__(retry_after_s)
+    def __init__(self, retry_after_s: int = 10, *, reason: str | None = None) -> None:
+        super().__init__(retry_after_s, reason=reason)
+
+
+class ModelBudgetExhausted(GenerationFailed):
+    """Google refuses to spend more for this service, or has no billing for it.
+
+    An operator must top up, raise a cap or raise the tier; no retry within a request can help.
+    """
+
+    code = "model_budget_exhausted"
+    message = "Image generation is unavailable"
 
 
 class StorageFailed(GenerationFailed):
@@ -256,14 +333,23 @@ class StorageFailed(GenerationFailed):
 
     code = "storage_failed"
     message = "The image could not be stored"
-    may_be_stored = True
+    should_retry = True
+
+    def __init__(self, *, may_be_stored: bool = False) -> None:
+        super().__init__()
+        self.may_be_stored = may_be_stored
 
 
 class JobNotQueued(GenerationFailed):
-    """The queue did not take an accepted generation."""
+    """The queue did not confirm an accepted generation; ``may_be_queued`` says it may have it."""
 
     code = "queue_failed"
     message = "Image generation is unavailable"
+    should_retry = True
+
+    def __init__(self, *, may_be_queued: bool = False) -> None:
+        super().__init__()
+        self.may_be_queued = may_be_queued
 
 
 class ModelUnavailable(GenerationFailed):
@@ -278,6 +364,7 @@ class ReservationLost(GenerationFailed):
 
     code = "reservation_lost"
     message = "Image generation timed out"
+    should_retry = True
 
 
 class UnexpectedFailure(GenerationFailed):
@@ -285,7 +372,39 @@ class UnexpectedFailure(GenerationFailed):
 
     code = "internal_error"
     message = "Image generation is unavailable"
-    may_be_stored = True
+    should_retry = True
+
+    def __init__(self, *, may_be_stored: bool = False) -> None:
+        super().__init__()
+        self.may_be_stored = may_be_stored
+
+
+class OutcomePending(ServiceError):
+    """The reservation stands, and its ending could not be written: it settles or is refunded later.
+
+    Its state is at ``GET /api/v1/generations/<generation_id>``.
+    """
+
+    status = 500
+    code = "outcome_pending"
+    error = "Failed to generate image"
+    message = "Image generation timed out"
+    hint = "The outcome is not known yet: get the generation at Location until it has ended"
+    credits_charged = 5
+    retry_after_s = 60
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(self.code)
+        self.generation_id = generation_id
+
+    def body(self) -> dict[str, object]:
+        return {"error": self.error, "message": self.message, "hint": self.hint}
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {
+            "Location": f"/api/v1/generations/{self.generation_id}",
+            "Retry-After": str(self.retry_after_s),
+        }
 
 
 class ServiceUnavailable(ServiceError):
@@ -293,6 +412,7 @@ class ServiceUnavailable(ServiceError):
 
     status = 500
     code = "service_unavailable"
+    should_retry = True
     error = "Failed to generate image"
 
     def body(self) -> dict[str, object]:

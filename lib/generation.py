@@ -5,42 +5,42 @@ up: an image is deleted only after its generation is known to be refunded.
 
     reserve           commits before the first byte goes to the model
     failure after it  refund; if that fails too, the lease expires and the reconciler refunds
+    store in doubt    a tombstone decides (``lib.ledger.endings``): settle or refund
+    still in doubt    respond that the outcome is pending; the reconciler decides
     settle refused    the reconciler refunded first: delete the image, respond with 500
     settle lost       the image is stored, so respond with 200; the reconciler settles
 
-An asynchronous generation has a queue in the middle: ``accept`` reserves and queues, ``work``
-extends the lease and fulfils the reservation. The row decides, not the message.
+An asynchronous generation has a queue in the middle: see ``lib.jobs``.
 """
 
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from lib.deadline import (
     AFTER_MODEL_S,
-    FIRST_EXTENSION_WITHIN_S,
-    JOB_WAITS_S,
-    LAST_EXTENSION_WITHIN_S,
-    LEASE_S,
-    QUEUED_WITHIN_S,
-    STORAGE_CALL_S,
-    WORKER_LEASE_S,
+    IN_FLIGHT_RETRY_AFTER_S,
+    SETTLE_WITHIN_S,
     Deadline,
 )
 from lib.errors import (
+    Busy,
     GenerationFailed,
     JobNotQueued,
+    OutcomePending,
     ReservationLost,
+    ServiceError,
     ServiceUnavailable,
     UnexpectedFailure,
 )
-from lib.jobs import Job, Jobs
-from lib.ledger.ledger import Ledger, ReservationGone
+from lib.ledger.endings import Ending, Endings
+from lib.ledger.ledger import KeyInFlight, Ledger, ReservationGone
 from lib.ledger.order import Order
-from lib.ledger.reservation import AlreadyAccepted
+from lib.ledger.reconciliation import Reconciler
+from lib.ledger.replay import Replay, Replays
 from lib.ledger.rows import Generation, Status
 from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
@@ -48,7 +48,7 @@ from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.png import to_png
 from lib.picture.storage import Images, KeyTaken, StorageUnreachable
 
-__all__ = ["Accepted", "Finished", "Generations", "ImageModel"]
+__all__ = ["Accepted", "Finished", "Generations", "ImageModel", "bugs_leave_it_open"]
 
 
 class ImageModel(Protocol):
@@ -87,7 +87,6 @@ class Generations:
         ledger: Ledger,
         model: ImageModel,
         images: Images,
-        jobs: Jobs | None = None,
         *,
         key_suffix: bool = False,
         clock: Callable[[], float] = time.time,
@@ -95,84 +94,31 @@ class Generations:
         self._ledger = ledger
         self._model = model
         self._images = images
-        self._jobs = jobs
+        self._endings = Endings(ledger, images, clock)
+        self._reconciler = Reconciler(ledger, images, clock)
+        self._replays = Replays(self._reconciler, clock)
         self._key_suffix = key_suffix
         self._clock = clock
 
-    @property
-    def takes_jobs(self) -> bool:
-        """Whether there is a queue, so that ``accept`` is possible."""
-        return self._jobs is not None
-
-    def generate(self, order: Order, deadline: Deadline, observation: Observation) -> Finished:
+    def generate(
+        self, order: Order, deadline: Deadline, observation: Observation
+    ) -> Finished | Accepted:
         """One paid image, or the one that the order's idempotency key already paid for.
 
         Raises:
             RequestRejected, ServiceUnavailable: nothing was debited, or the reconciler refunds it.
             GenerationFailed: the credits are refunded, or the reconciler refunds them.
+            OutcomePending: the reconciler settles or refunds.
         """
         try:
             self._images.prepare()
         except StorageUnreachable as fault:
             raise ServiceUnavailable from fault
-        generation = self._reserve(order, deadline, observation)
-        if generation.status is Status.SETTLED:
-            return self._replayed(generation, observation)
-        return self.fulfil(generation, deadline, observation)
-
-    def accept(
-        self, order: Order, deadline: Deadline, observation: Observation
-    ) -> Accepted | Finished:
-        """Reserves an asynchronous generation and queues it, without waiting for the model.
-
-        Until the job is queued the lease is that of a request, so that a reservation whose process
-        dies here is refunded soon.
-
-        Returns:
-            ``Finished`` if the order's idempotency key already has its image.
-
-        Raises:
-            RequestRejected, ServiceUnavailable: nothing was debited, or the reconciler refunds it.
-            JobNotQueued: the credits are refunded, or the reconciler refunds them.
-        """
-        try:
-            generation = self._reserve(order, deadline, observation)
-        except AlreadyAccepted as earlier:
-            observation.count("Replays")
-            if self._may_not_be_queued(earlier.generation):
-                with contextlib.suppress(JobNotQueued):
-                    self._queue(earlier.generation, deadline, observation)
-            return self._accepted(earlier.generation, replayed=True)
-        if generation.status is Status.SETTLED:
-            return self._replayed(generation, observation)
-        try:
-            self._queue(generation, deadline, observation)
-        except JobNotQueued as failure:
-            return self._refund(generation, failure, deadline, observation)
-        observation.count("Accepted")
-        return self._accepted(generation)
-
-    def work(self, job: Job, deadline: Deadline, observation: Observation) -> None:
-        """Makes the image of an accepted generation, unless it has ended; safe to repeat.
-
-        Raises:
-            LedgerUnreachable: before anything was begun; the queue redelivers the job.
-        """
-        with observation.timed("LedgerMs"):
-            generation = self._ledger.extend_lease(
-                job.organisation,
-                job.created_ms,
-                WORKER_LEASE_S,
-                deadline.within(FIRST_EXTENSION_WITHIN_S),
-            )
-        if generation is None:
-            observation.count("JobsAlreadyEnded")
-            return
-        observation.info(
-            "job begun", organisation=generation.organisation, generation=generation.id
-        )
-        with contextlib.suppress(GenerationFailed):
-            self.fulfil(generation, deadline, observation)
+        reserved = self.reserve(order, deadline, observation)
+        if not isinstance(reserved, Generation):
+            return reserved
+        with bugs_leave_it_open(reserved, observation):
+            return self.fulfil(reserved, deadline, observation)
 
     def fulfil(
         self, generation: Generation, deadline: Deadline, observation: Observation
@@ -180,65 +126,73 @@ class Generations:
         """Makes, stores and settles the image of the caller's reservation.
 
         Raises:
-            GenerationFailed
+            GenerationFailed: it is refunded, or the reconciler refunds it.
+            OutcomePending: its image may be stored; the reconciler settles or refunds it.
         """
         began = time.monotonic()
+        png: bytes | None = None
         try:
-            self._make_and_store(generation, deadline, observation)
+            png = self._draw(generation, deadline, observation)
+            with observation.timed("StoreMs"):
+                self._images.put(generation.image_key, png, generation.attempt_id, deadline)
         except GenerationFailed as failure:
             failed = failure
         except Exception as fault:  # noqa: BLE001 - after the debit, a bug is refunded too
+            observation.count("UnexpectedErrors")
             observation.warning("unexpected failure after the reservation", fault)
-            failed = UnexpectedFailure()
+            failed = UnexpectedFailure(may_be_stored=png is not None)
             failed.__cause__ = fault
         else:
             duration_ms = round((time.monotonic() - began) * 1000)
             return self._settle(generation, duration_ms, deadline, observation)
-        return self._refund(generation, failed, deadline, observation)
+        return self.refund(generation, failed, deadline, observation)
 
-    def _reserve(self, order: Order, deadline: Deadline, observation: Observation) -> Generation:
-        with observation.timed("LedgerMs"):
-            return self._ledger.reserve(order, self._image_key(order.organisation), deadline)
+    def reserve(
+        self, order: Order, deadline: Deadline, observation: Observation
+    ) -> Generation | Finished | Accepted:
+        """A reservation for the caller to fulfil, or what the idempotency key already stands for.
 
-    def _queue(self, generation: Generation, deadline: Deadline, observation: Observation) -> None:
-        if self._jobs is None:
-            raise JobNotQueued
-        with observation.timed("QueueMs"):
-            self._jobs.put(Job(generation.organisation, generation.created_ms), deadline)
-        try:
-            with observation.timed("LedgerMs"):
-                self._ledger.extend_lease(
-                    generation.organisation,
-                    generation.created_ms,
-                    JOB_WAITS_S,
-                    deadline.within(LAST_EXTENSION_WITHIN_S),
-                )
-        except LedgerUnreachable as fault:
-            # The worker extends the lease too, usually within a second.
-            observation.warning("the lease of a queued generation stays short", fault)
-
-    def _may_not_be_queued(self, generation: Generation) -> bool:
-        """Whether the request that reserved it probably died before it queued the job.
-
-        Its time is over, and the lease is still that of a request. A second message is safe for the
-        credits, but two workers would pay Google for two pictures.
+        An abandoned reservation under the key is never adopted: it is ended, and then a new one is
+        made, unless its image turned out to be stored.
         """
-        created_s = generation.created_ms // 1000
-        lease_is_short = (generation.due_at or 0) <= created_s + LEASE_S
-        return lease_is_short and self._clock() > created_s + QUEUED_WITHIN_S
+        image_key = self._image_key(order.organisation)
+        for _ in range(2):
+            try:
+                with observation.timed("LedgerMs"):
+                    generation = self._ledger.reserve(order, image_key, deadline)
+            except KeyInFlight as earlier:
+                replay = self._replay(earlier.generation, order, deadline, observation)
+                if replay is not None:
+                    return replay
+                continue
+            if generation.status is Status.SETTLED:
+                observation.count("Replays")
+                return self._finished(generation, generation.duration_ms or 0, replayed=True)
+            return generation
+        raise Busy(IN_FLIGHT_RETRY_AFTER_S)
 
-    def _make_and_store(
-        self, generation: Generation, deadline: Deadline, observation: Observation
-    ) -> None:
-        ratio = generation.aspect_ratio
+    def _replay(
+        self, earlier: Generation, order: Order, deadline: Deadline, observation: Observation
+    ) -> Finished | Accepted | None:
+        """The response that ``earlier`` stands for; None once the idempotency key is free."""
+        match self._replays.resolve(earlier, deadline, asynchronous=order.asynchronous):
+            case Replay.KEY_FREE:
+                observation.count("AbandonedReservationsRefunded")
+                return None
+            case Replay.ACCEPTED:
+                observation.count("Replays")
+                return self.accepted(earlier, replayed=True)
+            case Replay.SETTLED:
+                observation.count("Replays")
+                return self._finished(earlier, self._age_ms(earlier), replayed=True)
+
+    def _draw(self, generation: Generation, deadline: Deadline, observation: Observation) -> bytes:
         with observation.timed("ModelMs"):
             picture = self._model.generate(
-                generation.prompt, ratio, deadline.sooner_by(AFTER_MODEL_S)
+                generation.prompt, generation.aspect_ratio, deadline.sooner_by(AFTER_MODEL_S)
             )
         with observation.timed("EncodeMs"):
-            png = to_png(picture, ratio)
-        with observation.timed("StoreMs"):
-            self._images.put(generation.image_key, png, generation.attempt_id, deadline)
+            return to_png(picture, generation.aspect_ratio)
 
     def _settle(
         self,
@@ -249,7 +203,7 @@ class Generations:
     ) -> Finished:
         try:
             with observation.timed("LedgerMs"):
-                self._ledger.settle(generation, duration_ms, deadline)
+                self._ledger.settle(generation, duration_ms, deadline.within(SETTLE_WITHIN_S))
         except ReservationGone as fault:
             self._delete(generation, observation)
             lost = ReservationLost()
@@ -260,33 +214,51 @@ class Generations:
             observation.warning("settle failed: left to the reconciler", fault)
         return self._charged(generation, duration_ms, observation)
 
-    def _refund(
+    def refund(
         self,
         generation: Generation,
         failure: GenerationFailed,
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
-        # Another delivery of the job may be storing its image, or may have died before settling.
-        may_be_stored = failure.may_be_stored or (
-            generation.asynchronous and not isinstance(failure, KeyTaken)
-        )
-        revisit_at = int(self._clock()) + generation.lease_s if may_be_stored else None
+        """Refunds a failed generation and raises ``failure``, unless its image is stored after all.
+
+        Raises:
+            GenerationFailed: ``failure``; it is refunded, or can never be settled any more.
+            OutcomePending: it may still be settled.
+        """
+        may_be_queued = isinstance(failure, JobNotQueued) and failure.may_be_queued
+        # Another delivery of the job may be storing its image, and then removes it; if it dies
+        # before that, the reconciler's next visit does.
+        is_job = generation.asynchronous and not isinstance(failure, JobNotQueued)
         try:
             with observation.timed("LedgerMs"):
-                status = self._ledger.refund(generation, failure.code, deadline, revisit_at)
+                ending = self._endings.refund(
+                    generation,
+                    failure.code,
+                    deadline,
+                    in_doubt=failure.may_be_stored,
+                    # A worker may be drawing already, or a tombstone took the image's key.
+                    revisit=is_job or may_be_queued or isinstance(failure, KeyTaken),
+                    frees_place=not failure.counts_against_limit,
+                )
+        except StorageUnreachable as fault:
+            _report(failure, generation, observation)
+            raise _pending(generation, observation) from fault
         except LedgerUnreachable as fault:
             observation.count("RefundFailures")
             observation.warning("refund failed: left to the reconciler", fault)
             _report(failure, generation, observation)
+            if may_be_queued:
+                raise _pending(generation, observation) from fault
+            # No image can arrive any more: the reservation can only be refunded.
             raise failure from failure.__cause__
-        if status is Status.SETTLED:
-            observation.info("the reconciler had settled this generation", generation=generation.id)
-            duration_ms = max(0, round(self._clock() * 1000) - generation.created_ms)
-            return self._charged(generation, duration_ms, observation)
-        observation.count("Refunds")
-        if may_be_stored and deadline.remaining_s() > STORAGE_CALL_S:
-            self._delete(generation, observation)
+        if ending is Ending.STORED:
+            return self._settle(generation, self._age_ms(generation), deadline, observation)
+        if ending.is_charged:
+            return self._charged(generation, self._age_ms(generation), observation)
+        if ending is Ending.REFUNDED:
+            observation.count("Refunds")
         _report(failure, generation, observation)
         raise failure from failure.__cause__
 
@@ -303,11 +275,8 @@ class Generations:
         )
         return self._finished(generation, duration_ms)
 
-    def _replayed(self, generation: Generation, observation: Observation) -> Finished:
-        observation.count("Replays")
-        return self._finished(generation, generation.duration_ms or 0, replayed=True)
-
-    def _accepted(self, generation: Generation, *, replayed: bool = False) -> Accepted:
+    def accepted(self, generation: Generation, *, replayed: bool = False) -> Accepted:
+        """The outcome of a generation that is queued."""
         return Accepted(generation.id, self._images.url(generation.image_key), replayed)
 
     def _finished(
@@ -322,9 +291,34 @@ class Generations:
         except StorageUnreachable as fault:
             observation.warning("the image of a refunded generation remains", fault)
 
+    def _age_ms(self, generation: Generation) -> int:
+        return max(0, round(self._clock() * 1000) - generation.created_ms)
+
     def _image_key(self, organisation: str) -> Callable[[int], str]:
         suffix = f"-{secrets.token_urlsafe(16)}" if self._key_suffix else ""
         return lambda created_ms: f"generated/gemini/{organisation}/{created_ms:013d}{suffix}.png"
+
+
+@contextlib.contextmanager
+def bugs_leave_it_open(generation: Generation, observation: Observation) -> Iterator[None]:
+    """Says of an unexpected failure after the reservation that the outcome is pending."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except Exception as fault:
+        observation.count("UnexpectedErrors")
+        raise _pending(generation, observation) from fault
+
+
+def _pending(generation: Generation, observation: Observation) -> OutcomePending:
+    observation.count("OutcomesPending")
+    observation.warning(
+        "outcome pending: left to the reconciler",
+        organisation=generation.organisation,
+        generation=generation.id,
+    )
+    return OutcomePending(generation.id)
 
 
 def _report(failure: GenerationFailed, generation: Generation, observation: Observation) -> None:
@@ -335,4 +329,5 @@ def _report(failure: GenerationFailed, generation: Generation, observation: Obse
         organisation=generation.organisation,
         generation=generation.id,
         code=failure.code,
+        **failure.log_fields(),
     )

@@ -4,6 +4,7 @@ Each path runs once to record its calls, and then once more for every call and e
 strike it. No call is listed here, so a new one is covered as soon as it exists.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from lib.errors import (
     ModelUnavailable,
     NoImageReturned,
     RequestRejected,
+    ServiceError,
 )
 from lib.generation import Accepted, Finished
 from lib.ledger.rows import Status
@@ -189,6 +191,62 @@ def test_no_fault_at_any_call_loses_or_creates_a_credit(path: Path, real_engine:
     strike_everywhere(path, real_engine)
 
 
+# The paths on which a second fault can meet the handling of the first one.
+DOUBLE = [
+    each
+    for each in PATHS
+    if each.name
+    in {
+        *("success with a key", "failure: ContentRejected", "accept with a key"),
+        *("work", "work that fails", "reconciler refunds", "reconciler settles"),
+        "reconciler refunds a job",
+    }
+]
+FIRST = (Fault.RESPONSE_LOST, Fault.ERROR_BEFORE, Fault.OUTAGE)
+SECOND = (Fault.OUTAGE, Fault.LOST_THEN_OUTAGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DOUBLE, ids=str)
+def test_no_second_fault_loses_or_creates_a_credit_on_moto(path: Path, moto_engine: Engine) -> None:
+    strike_twice_everywhere(path, moto_engine)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("path", DOUBLE, ids=str)
+def test_no_second_fault_loses_or_creates_a_credit(path: Path, real_engine: Engine) -> None:
+    strike_twice_everywhere(path, real_engine)
+
+
+def strike_twice_everywhere(path: Path, engine: Engine) -> None:
+    """Strikes each pair of calls: one fault, and then an outage while it is being handled."""
+    pairs = 0
+    for fault, outage in itertools.product(FIRST, SECOND):
+        for first in itertools.count():
+            struck = _strike_each_later_call(path, engine, first, (fault, outage))
+            if struck is None:
+                break
+            pairs += struck
+    assert pairs
+    tally(f"double faults covered on {engine.name}, each sound", pairs)
+
+
+def _strike_each_later_call(
+    path: Path, engine: Engine, first: int, faults: tuple[Fault, Fault]
+) -> int | None:
+    """Strikes call ``first``, and each call after it in turn; None if there is no such call."""
+    for second in itertools.count(first + 1):
+        with path.world(engine) as world:
+            network = Network(first, faults[0], later={second: faults[1]})
+            where = f"{path}, {faults[0]} at call {first}, {faults[1]} at call {second}"
+            _strike(path, world, network, where)
+        if len(network.calls) <= first:
+            return None
+        if len(network.calls) <= second:
+            return second - first - 1
+    raise AssertionError  # ``count`` does not end.
+
+
 def strike_everywhere(path: Path, engine: Engine) -> None:
     """Records the calls of the path, and then strikes each of them with each possible fault."""
     with path.world(engine) as world:
@@ -226,7 +284,7 @@ def _strike(path: Path, world: World, network: Network, where: str) -> None:
     elif isinstance(answer, Accepted):
         ended = {f"https://images.example/{each.image_key}" for each in world.generations()}
         assert answer.image_url in ended, where
-    elif answer is not None:
+    elif isinstance(answer, ServiceError) and answer.credits_charged == 0:
         assert [each for each in settled if each.id not in before] == [], where
     if path.key is not None:
         _the_retry_gets_one_image(world, path.key, where)

@@ -6,14 +6,18 @@ import pytest
 
 from lib.errors import (
     Busy,
+    ContentRejected,
+    GenerationFailed,
     GenerationInFlight,
     IdempotencyKeyReused,
     InsufficientCredits,
+    ModelOverloaded,
     RateLimited,
     ServiceUnavailable,
 )
+from lib.generation import Finished
 from lib.ledger.accounts import GrantRejectedError
-from lib.ledger.ledger import ReservationGone
+from lib.ledger.ledger import KeyInFlight, Refund, ReservationGone
 from lib.ledger.order import Order
 from lib.ledger.rows import Generation, Grant, Status
 from lib.picture.aspect_ratio import AspectRatio
@@ -103,8 +107,8 @@ def test_an_outage_at_the_debit_is_a_500_and_the_reconciler_refunds_what_was_deb
 def test_a_repeated_refund_pays_back_once(world: World) -> None:
     ledger = world.process().ledger
     reserved = reserve(world)
-    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.REFUNDED
-    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.REFUNDED
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Refund.MADE
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Refund.MADE_BEFORE
     (stored,) = world.generations()
     assert (stored.status, stored.failure_code) == (Status.REFUNDED, "no_image")
     assert world.balance() == 100
@@ -115,7 +119,7 @@ def test_a_settled_generation_stays_settled(world: World) -> None:
     reserved = reserve(world)
     ledger.settle(reserved, 1200, world.deadline())
     ledger.settle(reserved, 3400, world.deadline())
-    assert ledger.refund(reserved, "no_image", world.deadline()) is Status.SETTLED
+    assert ledger.refund(reserved, "no_image", world.deadline()) is Refund.SETTLED
     (stored,) = world.generations()
     assert (stored.status, stored.duration_ms) == (Status.SETTLED, 1200)
     assert world.balance() == 95
@@ -135,9 +139,9 @@ def test_an_idempotency_key_in_flight_is_refused_and_a_settled_one_is_replayed_w
 ) -> None:
     world = new_world(credits_=5)
     first = reserve(world, order=world.order("k"))
-    with pytest.raises(GenerationInFlight) as in_flight:
-        reserve(world, order=world.order("k"))
-    assert int(in_flight.value.headers()["Retry-After"]) >= 1
+    in_flight = world.request(world.process(), "k")
+    assert isinstance(in_flight, GenerationInFlight)
+    assert int(in_flight.headers()["Retry-After"]) >= 1
     world.process().ledger.settle(first, 1200, world.deadline())
     replay = reserve(world, order=world.order("k"))
     assert (replay.created_ms, replay.status) == (first.created_ms, Status.SETTLED)
@@ -157,7 +161,7 @@ def test_after_a_refund_the_idempotency_key_is_free_for_any_body(world: World) -
     ledger.refund(first, "no_image", world.deadline())
     second = reserve(world, order=world.order("k", prompt="a blue fox"))
     assert second.created_ms != first.created_ms
-    with pytest.raises(GenerationInFlight):
+    with pytest.raises(KeyInFlight):
         reserve(world, order=world.order("k", prompt="a blue fox"))
     assert world.balance() == 95
 
@@ -189,6 +193,7 @@ def test_the_limit_of_a_minute_holds_and_the_next_minute_resets_it(new_world: Ne
         reserve(world)
     assert refused.value.headers() == {
         "X-Error-Code": "rate_limited",
+        "X-Should-Retry": "true",
         "Retry-After": "40",
         "RateLimit": '"default";r=0;t=40',
         "RateLimit-Policy": '"default";q=3;w=60',
@@ -199,13 +204,88 @@ def test_the_limit_of_a_minute_holds_and_the_next_minute_resets_it(new_world: Ne
     assert world.balance() == 80
 
 
-def test_a_clock_a_minute_behind_does_not_reopen_the_minute(new_world: NewWorld) -> None:
+@pytest.mark.parametrize("behind_s", [60, 90, 800])
+def test_a_clock_that_is_minutes_behind_does_not_reopen_the_minute(
+    new_world: NewWorld, behind_s: int
+) -> None:
     world = new_world(rate_limit=2)
     reserve(world)
     reserve(world)
-    world.clock.sleep(-60)
+    world.clock.sleep(-behind_s)
+    with pytest.raises(RateLimited) as refused:
+        reserve(world)
+    assert 1 <= refused.value.retry_after_s <= 60
+
+
+def test_sandboxes_whose_clocks_differ_by_minutes_share_one_limit(new_world: NewWorld) -> None:
+    world = new_world(credits_=500, rate_limit=10)
+    admitted = 0
+    for number in range(40):
+        ahead_s = -90 if number % 2 else 90
+        world.clock.sleep(ahead_s)
+        try:
+            reserve(world)
+            admitted += 1
+        except RateLimited:
+            pass
+        world.clock.sleep(-ahead_s)
+    assert admitted == 10
+
+
+@pytest.mark.parametrize("ahead_s", [0, 90])
+def test_a_minute_that_another_request_opened_meanwhile_is_not_opened_again(
+    new_world: NewWorld, ahead_s: int
+) -> None:
+    world = new_world(rate_limit=1)
+    world.clock.sleep(60)
+
+    def another_opens_it(_call: Call) -> None:
+        if len(mine.calls) == 2:
+            world.clock.sleep(ahead_s)
+            reserve(world)
+            world.clock.sleep(-ahead_s)
+
+    mine = Network(before_each=another_opens_it)
+    with pytest.raises(RateLimited):
+        reserve(world, mine)
+    assert world.balance() == 95
+
+
+def test_a_minute_that_no_clock_can_have_opened_yet_is_replaced(new_world: NewWorld) -> None:
+    world = new_world(rate_limit=1)
+    world.clock.sleep(24 * 60 * 60)
+    reserve(world)
+    world.clock.sleep(-24 * 60 * 60)
+    reserve(world)
     with pytest.raises(RateLimited):
         reserve(world)
+
+
+@pytest.mark.parametrize(
+    ("failure", "limited"), [(ModelOverloaded(), False), (ContentRejected(), True)], ids=repr
+)
+def test_only_a_failure_that_is_not_the_prompts_gives_its_place_in_the_minute_back(
+    new_world: NewWorld, failure: GenerationFailed, *, limited: bool
+) -> None:
+    world = new_world(rate_limit=2)
+    for _ in range(2):
+        assert world.request(world.process(failure=failure)) is failure
+    assert isinstance(world.request(world.process()), RateLimited if limited else Finished)
+
+
+@pytest.mark.parametrize("behind_s", [0, 60])
+def test_a_place_is_not_given_back_to_a_later_minute(new_world: NewWorld, behind_s: int) -> None:
+    world = new_world(rate_limit=1)
+    slow = reserve(world)
+    world.clock.sleep(60)
+    reserve(world)
+    world.clock.sleep(-behind_s)
+    refund = world.process().ledger.refund
+    assert refund(slow, "model_timeout", world.deadline(), frees_place=True) is Refund.MADE
+    world.clock.sleep(behind_s)
+    with pytest.raises(RateLimited):
+        reserve(world)
+    assert world.audit().healthy
 
 
 def test_a_limit_of_zero_refuses_every_request(new_world: NewWorld) -> None:

@@ -30,12 +30,12 @@ from lib.errors import (
     RateLimited,
     ServiceError,
 )
-from lib.generation import Finished, Generations
-from lib.jobs import Jobs
+from lib.generation import Accepted, Finished, Generations
+from lib.jobs import JobQueue, Jobs
 from lib.keys.key_ring import KeyRing
 from lib.keys.verification import KeyVerifier
 from lib.ledger.accounts import Accounts
-from lib.ledger.ledger import Ledger, ReservationGone
+from lib.ledger.ledger import Ledger, Refund, ReservationGone
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciler
 from lib.ledger.rows import Generation, Grant, Status
@@ -136,7 +136,7 @@ class SharedService:
         png = to_png(PICTURE, AspectRatio.SQUARE)
         self._images.put(generation.image_key, png, generation.attempt_id, Deadline(29))
 
-    def generate(self, key: str | None = None) -> Finished:
+    def generate(self, key: str | None = None) -> Finished | Accepted:
         """One whole request."""
         with self.world.observe() as observation:
             return self.generations.generate(self.order(key), Deadline(29), observation)
@@ -180,12 +180,14 @@ class GenerateFunction:
         ledger = Ledger(Table(world.engine.dynamodb, world.table), clock)
         images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         queue: Any = world.mailbox
-        jobs = Jobs(queue, "https://queue.example")
+        sends = JobQueue(queue, "https://queue.example")
         self._dependencies = Dependencies(
             Settings(world.table, world.engine.bucket, BASE_URL, "orgs/", "gemini")
         )
         self._dependencies.key_verifier = KeyVerifier(secrets, "orgs/")
-        self._dependencies.generations = Generations(ledger, self.model, images, jobs, clock=clock)
+        generations = Generations(ledger, self.model, images, clock=clock)
+        self._dependencies.generations = generations
+        self._dependencies.jobs = Jobs(generations, ledger, images, sends, clock)
         self._world = world
 
     def ask(self, *, asynchronous: bool) -> dict[str, Any]:
@@ -339,7 +341,8 @@ def test_of_concurrent_settles_and_refunds_one_kind_wins(new_service: NewService
 
     def end(generation: Generation, number: int) -> Status:
         if number % 2:
-            return service.ledger.refund(generation, "test", Deadline(29))
+            refund = service.ledger.refund(generation, "test", Deadline(29))
+            return Status.SETTLED if refund is Refund.SETTLED else Status.REFUNDED
         try:
             service.ledger.settle(generation, 1, Deadline(29))
         except ReservationGone:

@@ -159,7 +159,7 @@ class Caller:
         return wrong
 
 
-class JobQueue:
+class LocalQueue:
     """The template's queue on its own server, with a short visibility timeout."""
 
     def __init__(self, aws: EmbeddedAws) -> None:
@@ -202,7 +202,7 @@ class JobQueue:
 class Workers:
     """Sandboxes of the worker, and what became of their deliveries."""
 
-    def __init__(self, caller: Caller, queue: JobQueue) -> None:
+    def __init__(self, caller: Caller, queue: LocalQueue) -> None:
         self.killed = 0
         self.deliveries: Counter[int] = Counter()
         self.fates: Counter[str] = Counter()
@@ -342,10 +342,10 @@ def caller(real_engine: Engine) -> Iterator[Caller]:
 
 
 @pytest.fixture
-def queue(caller: Caller) -> Iterator[JobQueue]:
+def queue(caller: Caller) -> Iterator[LocalQueue]:
     """The queue of the caller's jobs."""
     with EmbeddedAws() as aws:
-        made = JobQueue(aws)
+        made = LocalQueue(aws)
         caller.environment.update(made.environment)
         yield made
 
@@ -421,7 +421,7 @@ def test_a_runtime_that_resumes_after_the_reconciler_delivers_no_unpaid_image(
 
 
 def test_a_worker_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
-    caller: Caller, queue: JobQueue, seed: int
+    caller: Caller, queue: LocalQueue, seed: int
 ) -> None:
     workers = Workers(caller, queue)
     chance = _chance(seed)
@@ -463,7 +463,7 @@ def test_a_worker_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
 
 
 def test_an_acceptor_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
-    caller: Caller, queue: JobQueue, seed: int
+    caller: Caller, queue: LocalQueue, seed: int
 ) -> None:
     chance = _chance(seed)
     _kill_requests(caller, ACCEPTORS_KILLED, chance, "fox", ASYNC)
@@ -504,7 +504,7 @@ def _kill_requests(
     pytest.fail(f"only {killed} requests were killed in flight")
 
 
-def _work_off(caller: Caller, queue: JobQueue, chance: random.Random) -> None:
+def _work_off(caller: Caller, queue: LocalQueue, chance: random.Random) -> None:
     """Drains the queue with a worker that is not killed."""
     workers = Workers(caller, queue)
     workers.dying.clear()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -23,13 +23,14 @@ from infra.local.gemini_stand_in import Received
 from infra.local.stack import LocalStack
 from infra.template import Template
 from lib.deadline import WORKER_LEASE_S, WORKER_TIMEOUT_S, Deadline
-from lib.errors import ContentRejected
+from lib.errors import ContentRejected, GenerationInFlight, StorageFailed
 from lib.generation import Accepted
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.rows import Generation, Status
 from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.storage import Images, StorageUnreachable
 from tests.customer import (
     GENERATIONS,
     Customer,
@@ -46,7 +47,7 @@ from tests.customer import (
 )
 from tests.engines import Engine
 from tests.stacks import HERE, SLOW_STACKS
-from tests.world import Fault, Network, Sandbox, World
+from tests.world import Call, Fault, Killed, Network, Sandbox, World
 
 # The calls of a worker, in order.
 EXTEND_LEASE, MODEL, PUT, SETTLE = range(4)
@@ -297,6 +298,30 @@ def test_a_message_that_meets_an_unreachable_ledger_is_redelivered_and_then_done
 
 
 @pytest.mark.parametrize("stack", HERE, indirect=True)
+def test_a_job_whose_image_may_be_stored_is_redelivered_and_charged(
+    stack: LocalStack, customer: Customer
+) -> None:
+    job = reserve(customer, "In doubt")
+    put = Images.put
+
+    def put_unheard(*arguments: Any) -> NoReturn:
+        put(*arguments)
+        raise StorageFailed(may_be_stored=True)
+
+    def unreachable(*_: object) -> NoReturn:
+        raise StorageUnreachable
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Images, "put", put_unheard)
+        patch.setattr(Images, "put_tombstone", unreachable)
+        assert deliver(stack, message_of(job)) == [0]
+    assert read(customer, job)["status"] == "reserved"
+    assert deliver(stack, message_of(job)) == []
+    assert read(customer, job)["status"] == "settled"
+    assert (customer.balance(), len(customer.stored())) == (95, 1)
+
+
+@pytest.mark.parametrize("stack", HERE, indirect=True)
 def test_a_worker_without_time_refunds_at_once(stack: LocalStack, customer: Customer) -> None:
     job = reserve(customer, "No time left")
     one_second: Any = LambdaContext("WorkerFunction", "1024", timeout_s=1)
@@ -466,34 +491,72 @@ def test_a_job_whose_workers_all_die_is_refunded_after_the_last_lease(world: Wor
 def test_a_request_that_dies_before_it_queues_its_job_is_refunded_within_three_minutes(
     world: World,
 ) -> None:
-    assert world.accept(dying_at(world, 1)) is None
+    def dies_at_the_queue(call: Call) -> None:
+        if call.service == "sqs":
+            raise Killed
+
+    assert world.accept(world.process(Network(before_each=dies_at_the_queue))) is None
     assert world.mailbox.messages == []
     assert refunds_within(world, 3 * 60) == 1
     assert_ended(world, Status.REFUNDED)
 
 
-def test_a_retry_queues_the_job_of_a_request_that_died(world: World) -> None:
+def test_a_retry_refunds_the_reservation_of_a_request_that_died_and_makes_a_new_one(
+    world: World,
+) -> None:
     assert world.accept(dying_at(world, 1), "order-1") is None
+    too_soon = world.accept(world.process(), "order-1")
+    assert isinstance(too_soon, GenerationInFlight)
     world.clock.sleep(21)
     repeated = world.accept(world.process(), "order-1")
     assert isinstance(repeated, Accepted)
-    assert repeated.replayed
+    assert not repeated.replayed
     world.deliver()
-    assert_ended(world, Status.SETTLED)
+    world.settle_down()
+    assert [each.status for each in world.generations()] == [Status.REFUNDED, Status.SETTLED]
+    assert world.balance() == 95
+    assert world.violations() == []
 
 
-def test_a_refund_removes_the_image_that_a_dead_worker_stored(world: World) -> None:
+def test_the_image_that_a_dead_worker_stored_is_charged_and_not_drawn_again(world: World) -> None:
     message = accept(world)
     assert not world.work(dying_at(world, SETTLE), message)
     assert len(world.stored_keys()) == 1
+    again = world.process(failure=ContentRejected())
+    assert world.work(again, message)
+    assert "model.generate" not in map(str, again.network.calls)
+    assert_ended(world, Status.SETTLED)
+
+
+def test_a_second_message_whose_image_fails_refunds_the_job_and_the_stored_image_is_swept(
+    world: World,
+) -> None:
+    message = accept(world)
+    assert not world.work(dying_at(world, SETTLE), message)
+    # The queue got the job twice: this message has not been delivered before.
+    world.deliveries.clear()
     assert world.work(world.process(failure=ContentRejected()), message)
-    assert world.stored_keys() == set()
+    world.settle_down()
     assert_ended(world, Status.REFUNDED)
+
+
+def test_a_retry_after_a_job_was_given_up_makes_a_new_one(world: World) -> None:
+    assert isinstance(world.accept(world.process(), "order-1"), Accepted)
+    world.let_leases_pass()
+    repeated = world.accept(world.process(), "order-1")
+    assert isinstance(repeated, Accepted)
+    assert not repeated.replayed
+    world.deliver()
+    world.settle_down()
+    assert [each.status for each in world.generations()] == [Status.REFUNDED, Status.SETTLED]
+    assert world.balance() == 95
+    assert world.violations() == []
 
 
 def test_a_refund_whose_response_was_lost_is_made_once(world: World) -> None:
     message = accept(world)
-    in_doubt = world.process(Network(MODEL + 1, Fault.LOST_THEN_OUTAGE), failure=ContentRejected())
+    # The tombstone comes first.
+    in_doubt = world.process(Network(MODEL + 2, Fault.LOST_THEN_OUTAGE), failure=ContentRejected())
     world.work(in_doubt, message)
     world.work(world.process(), message)
     assert_ended(world, Status.REFUNDED)

@@ -6,7 +6,8 @@ which records it and may inject a fault.
 
 import io
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,9 +21,9 @@ from PIL import Image
 
 from infra.template import Template
 from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, RESPONSE_TAKES_S, WORKER_TIMEOUT_S, Deadline
-from lib.errors import ModelOverloaded, ModelTimedOut, ServiceError
+from lib.errors import ModelOverloaded, ModelTimedOut, OutcomePending, ServiceError
 from lib.generation import Accepted, Finished, Generations
-from lib.jobs import Job, Jobs
+from lib.jobs import Job, JobQueue, Jobs
 from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport, audit_of
 from lib.ledger.ledger import Ledger
@@ -39,7 +40,7 @@ from tests.engines import Engine
 
 BASE_URL = "https://images.example"
 # One call that times out: connecting and one read timeout, as in lib.clients.
-CALL_TAKES_S = {"dynamodb": 3.0, "s3": 4.0, "sqs": 3.0}
+CALL_TAKES_S = {"dynamodb": 3.0, "s3": 5.0, "sqs": 3.0}
 _TEMPLATE = Template.from_file()
 _numbers = count(1)
 
@@ -94,15 +95,16 @@ class Call:
 
 @dataclass
 class Network:
-    """The calls of one sandbox, and the fault that strikes one of them."""
+    """The calls of one sandbox, and the faults that strike some of them, by the call's number."""
 
     strikes_at: int | None = None
     fault: Fault | None = None
     before_each: Callable[[Call], None] = lambda _call: None
     on_timeout: Callable[[Call], None] = lambda _call: None
+    later: Mapping[int, Fault] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     _dead: bool = False
-    _down: str | None = None
+    _down: set[str] = field(default_factory=set)
 
     def call(self, call: Call, effect: Callable[[], Any]) -> Any:
         """Runs ``effect``, unless a fault prevents it."""
@@ -110,13 +112,12 @@ class Network:
             raise Killed
         number = len(self.calls)
         self.calls.append(call)
-        if self._down == call.service:
+        if call.service in self._down:
             self.on_timeout(call)
             raise _unreachable(call)
         self.before_each(call)
-        if number != self.strikes_at or self.fault is None:
-            return effect()
-        return self._strike(self.fault, call, effect)
+        fault = self.fault if number == self.strikes_at else self.later.get(number)
+        return effect() if fault is None else self._strike(fault, call, effect)
 
     def _strike(self, fault: Fault, call: Call, effect: Callable[[], Any]) -> Any:
         if fault is Fault.BODY_CUT:
@@ -132,7 +133,7 @@ class Network:
             throttled = ("SlowDown", 503) if call.service == "s3" else ("ThrottlingException", 400)
             raise _aws_error(call, *throttled)
         if fault in {Fault.OUTAGE, Fault.LOST_THEN_OUTAGE}:
-            self._down = call.service
+            self._down.add(call.service)
         self.on_timeout(call)
         raise _lost(call) if fault in _AFTER_THE_EFFECT else _unreachable(call)
 
@@ -271,6 +272,7 @@ class Sandbox:
     accounts: Accounts
     images: Images
     generations: Generations
+    jobs: Jobs
     reconciler: Reconciler
 
 
@@ -286,6 +288,7 @@ class World:
         engine.dynamodb.create_table(**_TEMPLATE.table_definition(self.table))
         self.clock = Clock()
         self.mailbox = Mailbox()
+        self.deliveries: Counter[str] = Counter()
         self.last_request_took_s = 0.0
         self.organisation = f"org{next(_numbers)}"
         self.telemetry = Telemetry(
@@ -334,18 +337,20 @@ class World:
         dynamodb: Any = NetworkClient(self.engine.dynamodb, "dynamodb", network)
         s3: Any = NetworkClient(self.engine.s3, "s3", network)
         sqs: Any = NetworkClient(self.mailbox, "sqs", network)
-        jobs = Jobs(sqs, "https://queue.example", self.clock.sleep)
+        queue = JobQueue(sqs, "https://queue.example", self.clock.sleep)
         # Always half of the longest pause: a test must be deterministic.
         table = Table(dynamodb, self.table, self.clock.sleep, jitter=lambda: 0.5)
         ledger = Ledger(table, self.clock)
         images = Images(lambda: s3, self.engine.bucket, BASE_URL, self.clock.sleep)
         model = PaintedModel(network, failure, lambda: self.clock.sleep(model_takes_s))
+        generations = Generations(ledger, model, images, clock=self.clock)
         return Sandbox(
             network=network,
             ledger=ledger,
             accounts=Accounts(table, self.clock),
             images=images,
-            generations=Generations(ledger, model, images, jobs, clock=self.clock),
+            generations=generations,
+            jobs=Jobs(generations, ledger, images, queue, self.clock),
             reconciler=Reconciler(ledger, images, self.clock),
         )
 
@@ -366,7 +371,7 @@ class World:
         self, process: Sandbox, key: str | None = None
     ) -> Accepted | Finished | ServiceError | None:
         """One asynchronous request: the answer, or None if the sandbox was killed."""
-        return self._ask(process.generations.accept, self.order(key, asynchronous=True))
+        return self._ask(process.jobs.accept, self.order(key, asynchronous=True))
 
     def _ask(
         self, act: Callable[[Order, Deadline, Observation], Accepted | Finished], order: Order
@@ -385,10 +390,14 @@ class World:
     def work(self, process: Sandbox, message: str) -> bool:
         """Delivers a job once; returns whether the worker completed it."""
         deadline = self.deadline(WORKER_TIMEOUT_S)
+        self.deliveries[message] += 1
+        again = self.deliveries[message] > 1
         try:
             with self.observe() as observation:
-                process.generations.work(Job.from_message(message), deadline, observation)
-        except (Killed, LedgerUnreachable):
+                process.jobs.work(
+                    Job.from_message(message), deadline, observation, redelivered=again
+                )
+        except (Killed, LedgerUnreachable, OutcomePending):
             return False
         return True
 

@@ -19,13 +19,20 @@ to repeat and to race: the first one decides, and the other one reads what was d
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from itertools import islice, zip_longest
 from typing import Any
 
 from lib.deadline import LEASE_S, RESERVE_WITHIN_S, Deadline
 from lib.errors import Busy, ServiceUnavailable
 from lib.ledger.order import CREDITS_PER_IMAGE, Order
-from lib.ledger.reservation import AlreadyAccepted, Attempt, resolve_cancellation
+from lib.ledger.reservation import (
+    Attempt,
+    KeyInFlight,
+    failed,
+    rate_window,
+    resolve_cancellation,
+)
 from lib.ledger.rows import (
     DUE_SHARDS,
     Account,
@@ -38,12 +45,13 @@ from lib.ledger.rows import (
     number,
     string,
 )
-from lib.ledger.table import ConditionFailed, LedgerUnreachable, Table
+from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
 
 __all__ = [
-    "AlreadyAccepted",
+    "KeyInFlight",
     "Ledger",
     "LedgerUnreachable",
+    "Refund",
     "ReservationGone",
 ]
 
@@ -53,6 +61,15 @@ MAX_ATTEMPTS = 100
 DUE_ROWS_PER_PAGE = 100
 # The last time that 13 digits of milliseconds can express.
 LAST_MS = 10**13 - 1
+
+
+class Refund(StrEnum):
+    """What a refund did, or found."""
+
+    MADE = "made"
+    MADE_BEFORE = "made before"
+    SETTLED = "settled"
+    NOT_DUE = "not due"
 
 
 class ReservationGone(Exception):
@@ -85,9 +102,8 @@ class Ledger:
             the order's idempotency key already stands for.
 
         Raises:
-            InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused, Busy:
-                nothing was debited.
-            AlreadyAccepted: nothing was debited; an earlier request was accepted.
+            InsufficientCredits, RateLimited, IdempotencyKeyReused, Busy: nothing was debited.
+            KeyInFlight: nothing was debited; the idempotency key stands for a reservation.
             ServiceUnavailable: no decision in time. If the debit committed but its response was
                 lost, the lease expires and the reconciler refunds it; until then the idempotency
                 key is in flight.
@@ -197,53 +213,95 @@ class Ledger:
         generation: Generation,
         failure_code: str,
         deadline: Deadline,
+        *,
         revisit_at: int | None = None,
-    ) -> Status:
+        frees_place: bool = False,
+        only_if_due: bool = False,
+    ) -> Refund:
         """Returns the credits, exactly once however often it is tried.
 
         With ``revisit_at`` (epoch seconds) the row is due again at that time, so that the
-        reconciler removes an image that reaches the store after the refund. If the refund fails,
-        the reconciler refunds.
-
-        Returns:
-            What the generation is now: ``refunded``, or ``settled`` if it was settled first.
+        reconciler cleans up the store. ``frees_place`` returns the attempt's place in the rate
+        limit, if its minute is not over. ``only_if_due`` refunds only under the lease that
+        ``generation`` shows.
         """
-        pay_back: dict[str, Any] = {
+        release = self._release(generation, failure_code, revisit_at, only_if_due=only_if_due)
+        window = rate_window(generation.created_ms // 1000)
+        if frees_place and window == rate_window(self._now_s()):
+            pay_back = self._pay_back(generation, freed_window=window)
+            reasons = self._table.transact([{"Update": release}, {"Update": pay_back}], deadline)
+            if not failed(reasons, 1):
+                return self._refunded(generation, reasons)
+        writes = [{"Update": release}, {"Update": self._pay_back(generation)}]
+        return self._refunded(generation, self._table.transact(writes, deadline))
+
+    @staticmethod
+    def _refunded(generation: Generation, reasons: list[Reason]) -> Refund:
+        if not reasons:
+            return Refund.MADE
+        item = reasons[0].get("Item")
+        match _status_of(item):
+            case Status.SETTLED:
+                return Refund.SETTLED
+            case Status.REFUNDED:
+                return Refund.MADE_BEFORE
+            case Status.RESERVED if Generation.from_item(item or {}).due_at != generation.due_at:
+                return Refund.NOT_DUE
+        raise LedgerUnreachable(maybe_done=False, hopeless=True)
+
+    @staticmethod
+    def _pay_back(generation: Generation, freed_window: int | None = None) -> dict[str, Any]:
+        update: dict[str, Any] = {
             "Key": account_key(generation.organisation),
             "UpdateExpression": "SET credits = credits + :price",
             "ExpressionAttributeValues": {":price": number(generation.credits)},
         }
-        release = self._release(generation, failure_code, revisit_at)
-        reasons = self._table.transact([{"Update": release}, {"Update": pay_back}], deadline)
-        if not reasons:
-            return Status.REFUNDED
-        status = _status_of(reasons[0].get("Item"))
-        if status in (Status.SETTLED, Status.REFUNDED):
-            return status
-        raise LedgerUnreachable(maybe_done=False, hopeless=True)
+        if freed_window is not None:
+            # Race: another request opens the next minute's window. Without the condition, the place
+            # would be returned to a minute that it was not taken from.
+            same_window = "rateWindow = :window AND rateUsed > :zero"
+            update["ConditionExpression"] = same_window
+            update["UpdateExpression"] += ", rateUsed = rateUsed - :one"
+            update["ExpressionAttributeValues"] |= {
+                ":window": number(freed_window),
+                ":zero": number(0),
+                ":one": number(1),
+            }
+        return update
 
     def _release(
-        self, generation: Generation, failure_code: str, revisit_at: int | None
+        self,
+        generation: Generation,
+        failure_code: str,
+        revisit_at: int | None,
+        *,
+        only_if_due: bool,
     ) -> dict[str, Any]:
         # Race: a settle, or another refund of the same reservation. Without the condition, a
         # delivered image would be free, or the credits would come back twice.
-        still_reserved = "#status = :reserved"
+        condition = still_reserved = "#status = :reserved"
         values = {
             ":reserved": string(Status.RESERVED),
             ":refunded": string(Status.REFUNDED),
             ":now": number(self._now_s()),
             ":code": string(failure_code),
         }
+        if only_if_due and generation.due_at is not None:
+            # Race: a worker extends the lease after the reconciler or a retry has read the row.
+            # Without the condition, a job would be refunded that its worker has just begun.
+            same_lease = "dueAt = :seen"
+            condition = f"{still_reserved} AND {same_lease}"
+            values[":seen"] = number(generation.due_at)
         update = "SET #status = :refunded, refundedAt = :now, failureCode = :code"
         if revisit_at is None:
             update += " REMOVE dueShard, dueAt"
         else:
-            update += ", dueShard = :hold, dueAt = :revisitAt"
-            values[":hold"] = string(due_shard(generation.created_ms))
+            update += ", dueShard = :shard, dueAt = :revisitAt"
+            values[":shard"] = string(due_shard(generation.created_ms))
             values[":revisitAt"] = number(revisit_at)
         return {
             "Key": generation.key,
-            "ConditionExpression": still_reserved,
+            "ConditionExpression": condition,
             "UpdateExpression": update,
             "ExpressionAttributeNames": {"#status": "status"},
             "ExpressionAttributeValues": values,
@@ -270,6 +328,19 @@ class Ledger:
         ]
         for row_of_each in zip_longest(*partitions):
             yield from (item for item in row_of_each if item is not None)
+
+    def revisit(self, generation: Generation, at: int, deadline: Deadline) -> None:
+        """Makes a refunded generation due again at ``at``, in epoch seconds.
+
+        It needs no condition: a visit that finds nothing to remove does no harm.
+        """
+        values = {":shard": string(due_shard(generation.created_ms)), ":at": number(at)}
+        update: dict[str, Any] = {
+            "Key": generation.key,
+            "UpdateExpression": "SET dueShard = :shard, dueAt = :at",
+            "ExpressionAttributeValues": values,
+        }
+        self._table.update(update, deadline)
 
     def clear_due(self, generation: Generation, deadline: Deadline) -> None:
         """Takes a refunded generation out of ``Due``, once nothing of it is left in the store.
@@ -310,8 +381,7 @@ class Ledger:
 
     def balance(self, organisation: str, deadline: Deadline) -> int:
         """The organisation's credits; 0 if it has no account."""
-        account = self.account(organisation, deadline)
-        return account.credits if account else 0
+        return account.credits if (account := self.account(organisation, deadline)) else 0
 
     def account(self, organisation: str, deadline: Deadline) -> Account | None:
         """The organisation's account, read consistently; None if it does not exist."""

@@ -3,11 +3,11 @@
 For each due row:
 
     reserved, a whole PNG is stored   settle: the image exists and its URL could be returned
-    reserved, anything else           refund, then remove what may be stored
-    refunded                          second visit: remove an image that arrived late
+    reserved, anything else           decide by a tombstone (``endings.py``): settle or refund
+    refunded                          second visit: remove the tombstone or whatever else is there
 
-The ledger decides first, by conditions on the row, and the store is touched only after a refund. So
-any number of reconcilers can race each other and a slow worker.
+The ledger decides by conditions on the row, so any number of reconcilers can race each other, slow
+requests and workers.
 """
 
 import time
@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from lib.deadline import Deadline
-from lib.ledger.ledger import Ledger, ReservationGone
+from lib.deadline import LAST_ROWS_TAKE_S, Deadline
+from lib.ledger.endings import Ending, Endings
+from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Generation, Item, Status
 from lib.observability import Observation
 from lib.picture.check import is_whole_png
 from lib.picture.storage import Images, StoredImage
 
-__all__ = ["ROWS_IN_PARALLEL", "Ending", "Outcome", "Reconciled", "Reconciler"]
+__all__ = ["EXPIRED", "ROWS_IN_PARALLEL", "Reconciled", "Reconciler", "Visit"]
 
 DUE_ROWS_AT_ONCE = 100
 ROWS_IN_PARALLEL = 8
@@ -32,31 +33,36 @@ EXPIRED = "expired"
 """The failure code of an abandoned reservation."""
 
 
-class Ending(StrEnum):
-    """How one due row ended. Rows that ``failed`` or were ``left`` stay due for the next run."""
+class Visit(StrEnum):
+    """What one visit to a due row did. Rows that ``failed`` or were ``left`` stay due."""
 
     SETTLED = "settled"
     REFUNDED = "refunded"
     SWEPT = "swept"
+    STALE = "stale"
     FAILED = "failed"
     LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one due row ended; ``fault`` is why it failed."""
+    """What one visit did; ``fault`` is why it failed."""
 
-    ending: Ending
+    visit: Visit
     fault: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """How many due rows one run ended in each way."""
+    """How many due rows one run ended in each way.
+
+    ``stale``: the index was behind the table, and the row needed nothing any more.
+    """
 
     settled: int = 0
     refunded: int = 0
     swept: int = 0
+    stale: int = 0
     failed: int = 0
     left: int = 0
 
@@ -79,6 +85,7 @@ class Reconciler:
     ) -> None:
         self._ledger = ledger
         self._images = images
+        self._endings = Endings(ledger, images, clock)
         self._clock = clock
         self._run_all = run_all
 
@@ -96,51 +103,84 @@ class Reconciler:
             batch = list(islice(rows, DUE_ROWS_AT_ONCE))
             if not batch:
                 break
-            outcomes = self._run_all(lambda item: self._end(item, deadline), batch)
+            outcomes = self._run_all(lambda item: self._visit(item, deadline), batch)
             for item, outcome in zip(batch, outcomes, strict=True):
-                tally[outcome.ending] += 1
+                tally[outcome.visit] += 1
                 if outcome.fault is not None:
                     row = "/".join(str(item[name]["S"]) for name in ("pk", "sk"))
                     observation.warning("a due row can't be reconciled", outcome.fault, row=row)
         return Reconciled(**tally)
 
-    def _end(self, item: Item, deadline: Deadline) -> Outcome:
-        if deadline.passed():
-            return Outcome(Ending.LEFT)
-        try:
-            generation = Generation.from_item(item)
-            if generation.status is Status.REFUNDED:
-                return Outcome(self._sweep(generation, deadline))
-            return Outcome(self._decide(generation, deadline))
-        except Exception as fault:  # noqa: BLE001 - one bad row must not block the others
-            return Outcome(Ending.FAILED, fault)
+    def end(self, generation: Generation, deadline: Deadline) -> Ending:
+        """Settles an abandoned reservation if its whole image is stored, refunds it otherwise.
 
-    def _decide(self, generation: Generation, deadline: Deadline) -> Ending:
+        Raises:
+            StorageUnreachable, LedgerUnreachable: it stays as it is, for the next visit.
+        """
         stored = self._images.read(generation.image_key)
-        is_own = stored is not None and stored.attempt_id == generation.attempt_id
-        if stored is not None and is_own and is_whole_png(stored.content):
-            return self._settle(generation, stored, deadline)
-        revisit_at = int(self._clock()) + generation.lease_s
-        if self._ledger.refund(generation, EXPIRED, deadline, revisit_at) is Status.SETTLED:
-            return Ending.SETTLED
-        self._delete(generation, stored)
-        return Ending.REFUNDED
+        if stored is not None and _is_image_of(generation, stored):
+            return self._endings.settle(generation, deadline, stored.stored_at)
+        # Whatever is under the key keeps an image from arriving, as a tombstone would.
+        ending = self._endings.refund(
+            generation,
+            EXPIRED,
+            deadline,
+            in_doubt=stored is None,
+            revisit=True,
+            frees_place=True,
+            only_if_due=True,
+        )
+        if ending is Ending.STORED:
+            return self._endings.settle(generation, deadline)
+        return ending
 
-    def _settle(self, generation: Generation, stored: StoredImage, deadline: Deadline) -> Ending:
-        duration_ms = max(0, round(stored.stored_at * 1000) - generation.created_ms)
+    def settle_if_stored(self, generation: Generation, deadline: Deadline) -> Ending:
+        """Settles a reservation in progress if its whole image is stored.
+
+        Raises:
+            StorageUnreachable, LedgerUnreachable: it stays as it is.
+        """
+        stored = self._images.read(generation.image_key)
+        if stored is None or not _is_image_of(generation, stored):
+            return Ending.IN_PROGRESS
+        return self._endings.settle(generation, deadline, stored.stored_at)
+
+    def _visit(self, item: Item, deadline: Deadline) -> Outcome:
+        if deadline.passed():
+            return Outcome(Visit.LEFT)
         try:
-            self._ledger.settle(generation, duration_ms, deadline)
-        except ReservationGone:
-            self._delete(generation, stored)
-            return Ending.REFUNDED
-        return Ending.SETTLED
+            return Outcome(self._end_or_sweep(Generation.from_item(item), deadline))
+        except Exception as fault:  # noqa: BLE001 - one bad row must not block the others
+            return Outcome(Visit.FAILED, fault)
 
-    def _sweep(self, generation: Generation, deadline: Deadline) -> Ending:
-        self._delete(generation, self._images.read(generation.image_key))
-        self._ledger.clear_due(generation, deadline)
-        return Ending.SWEPT
+    def _end_or_sweep(self, listed: Generation, deadline: Deadline) -> Visit:
+        # The index may lag by minutes: a worker may have extended the lease since.
+        deadline = deadline.at_least(LAST_ROWS_TAKE_S)
+        found = self._ledger.generation(listed.organisation, listed.created_ms, deadline)
+        if found is None or found.due_at is None or found.due_at > self._clock():
+            return Visit.STALE
+        if found.status is Status.REFUNDED:
+            self._sweep(found, deadline)
+            return Visit.SWEPT
+        match self.end(found, deadline):
+            case Ending.SETTLED:
+                return Visit.SETTLED
+            case Ending.REFUNDED:
+                return Visit.REFUNDED
+            case _:
+                return Visit.STALE
 
-    def _delete(self, generation: Generation, stored: StoredImage | None) -> None:
-        """Removes what was seen of a refunded generation, unless another attempt stored it."""
-        if stored is None or stored.attempt_id == generation.attempt_id:
+    def _sweep(self, generation: Generation, deadline: Deadline) -> None:
+        stored = self._images.read(generation.image_key)
+        # Another attempt's object stays: this generation has no claim to it.
+        if stored is not None and (stored.is_tombstone or _is_own(generation, stored)):
             self._images.delete(generation.image_key)
+        self._ledger.clear_due(generation, deadline)
+
+
+def _is_own(generation: Generation, stored: StoredImage) -> bool:
+    return stored.attempt_id == generation.attempt_id
+
+
+def _is_image_of(generation: Generation, stored: StoredImage) -> bool:
+    return _is_own(generation, stored) and is_whole_png(stored.content)

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lib.deadline import IDEMPOTENCY_TTL_S, IN_FLIGHT_RETRY_AFTER_S, RATE_WINDOW_S
+from lib.deadline import IDEMPOTENCY_TTL_S, MAX_CLOCK_SKEW_S, RATE_WINDOW_S
 from lib.errors import (
-    GenerationInFlight,
     IdempotencyKeyReused,
     InsufficientCredits,
     RateLimited,
@@ -36,15 +35,11 @@ from lib.ledger.rows import (
 )
 from lib.ledger.table import Reason
 
-__all__ = [
-    "AlreadyAccepted",
-    "Attempt",
-    "resolve_cancellation",
-]
+__all__ = ["Attempt", "KeyInFlight", "failed", "rate_window", "resolve_cancellation"]
 
 
-class AlreadyAccepted(Exception):
-    """The idempotency key stands for an accepted generation that is still in progress."""
+class KeyInFlight(Exception):
+    """The idempotency key stands for ``generation``, which is reserved."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__(generation.id)
@@ -67,7 +62,7 @@ class Attempt:
     @property
     def window(self) -> int:
         """The epoch second at which the current minute begins."""
-        return self.now_s - self.now_s % RATE_WINDOW_S
+        return rate_window(self.now_s)
 
     def writes(self) -> list[dict[str, Any]]:
         """The transaction's items: account, generation and, with a key, idempotency row."""
@@ -82,8 +77,10 @@ class Attempt:
         values = {
             ":price": number(self.generation.credits),
             ":window": number(self.window),
-            # A sandbox whose clock is ahead may have opened the next window.
-            ":latest": number(self.window + RATE_WINDOW_S),
+            # A sandbox whose clock is ahead may have opened a later window. A window never goes
+            # back, or each of two sandboxes would open its own again and again; one that lies
+            # further ahead than any clock can be is an error, and is replaced.
+            ":latest": number(self.window + MAX_CLOCK_SKEW_S),
             ":one": number(1),
         }
         # Race: requests in one minute, of which the limit admits some. Without it, all pass, or
@@ -159,8 +156,8 @@ def resolve_cancellation(
         committed and its response was lost, or the settled one that the idempotency key stands for.
 
     Raises:
-        InsufficientCredits, RateLimited, GenerationInFlight, IdempotencyKeyReused
-        AlreadyAccepted: both this order and the one under its key are asynchronous.
+        InsufficientCredits, RateLimited, IdempotencyKeyReused
+        KeyInFlight: the idempotency key stands for a reservation.
     """
     account, generation, *idempotency = reasons
     mine = attempt.generation
@@ -184,6 +181,16 @@ def resolve_cancellation(
     return following
 
 
+def rate_window(now_s: int) -> int:
+    """The epoch second at which the minute of ``now_s`` begins."""
+    return now_s - now_s % RATE_WINDOW_S
+
+
+def failed(reasons: list[Reason], index: int) -> bool:
+    """Whether the condition of the write at ``index`` cancelled the transaction."""
+    return bool(reasons) and _failed(reasons[index])
+
+
 def _failed(reason: Reason) -> bool:
     return reason.get("Code") == "ConditionalCheckFailed"
 
@@ -197,9 +204,7 @@ def _replay(earlier: Generation, mine: Generation) -> Generation:
     if earlier.request_hash != mine.request_hash:
         raise IdempotencyKeyReused
     if earlier.status is Status.RESERVED:
-        if earlier.asynchronous and mine.asynchronous:
-            raise AlreadyAccepted(earlier)
-        raise GenerationInFlight(IN_FLIGHT_RETRY_AFTER_S)
+        raise KeyInFlight(earlier)
     return earlier
 
 
@@ -211,8 +216,9 @@ def _account_allows(item: Item | None, attempt: Attempt, price: int) -> bool:
     if account.credits < price:
         raise InsufficientCredits(price, account.credits)
     window = attempt.window
-    is_current = window <= account.rate_window <= window + RATE_WINDOW_S
+    is_current = window <= account.rate_window <= window + MAX_CLOCK_SKEW_S
     if (account.rate_used if is_current else 0) >= account.rate_limit:
         window_ends = (account.rate_window if is_current else window) + RATE_WINDOW_S
-        raise RateLimited(account.rate_limit, max(1, window_ends - attempt.now_s))
+        retry_after_s = min(RATE_WINDOW_S, max(1, window_ends - attempt.now_s))
+        raise RateLimited(account.rate_limit, retry_after_s)
     return not is_current

@@ -12,12 +12,22 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lib.clients import SecretUnreadable, error_code, http_status, read_secret, storage
+from lib.clients import (
+    SecretUnreadable,
+    error_code,
+    http_status,
+    is_transient,
+    may_have_taken_effect,
+    read_secret,
+    storage,
+)
 from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.errors import StorageFailed
 from lib.settings import Settings
@@ -36,10 +46,24 @@ __all__ = [
     "public_url",
 ]
 
+T = TypeVar("T")
+
 PNG_MIME_TYPE: Literal["image/png"] = "image/png"
-MAX_PUTS = 3
+MAX_TRIES = 3
+_KEY_EXISTS = HTTPStatus.PRECONDITION_FAILED
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
+# What a tombstone has instead of an attempt's id, which is a UUID.
+_TOMBSTONE = "tombstone"
+CREDENTIALS_SETTING = "STORAGE_CREDENTIALS_SECRET"
+# The least time between two reads of the secret because of refusals.
+REREAD_AFTER_S = 5.0
+_OPERATIONS = frozenset({"put_object", "get_object", "head_object", "delete_object"})
+_UNAUTHORIZED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+# Refusals with the status 400. Source: "Error responses" in S3's API reference.
+_CREDENTIAL_CODES = frozenset(
+    {"AuthorizationHeaderMalformed", "ExpiredToken", "InvalidArgument", "InvalidToken"}
+)
 _CACHE_FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -50,46 +74,111 @@ class StorageUnreachable(Exception):
 class KeyTaken(StorageFailed):
     """Another attempt's object is under the key: this attempt may neither keep nor delete it."""
 
-    may_be_stored = False
-
 
 class ObjectStore:
     """Builds the S3 client once, for S3 or, if an endpoint is configured, for R2.
 
-    R2's credentials are read from a secret, so its client is built on first use.
+    R2's credentials are read from a secret, so its client is built on first use, and anew once the
+    store refuses credentials that have been rotated. ``warn`` logs a sentence.
     """
 
-    def __init__(self, settings: Settings, secrets: "SecretsManagerClient") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: "SecretsManagerClient",
+        warn: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._region = settings.aws_region
         self._endpoint = settings.storage_endpoint_url
         self._credentials_secret = settings.storage_credentials_secret
         self._secrets = secrets
+        self._warn = warn
+        self._clock = clock
         self._lock = threading.Lock()
+        self._credentials: tuple[str, str] | None = None
+        self._reread_at: float | None = None
         self._client: S3Client | None = None
         if self._credentials_secret is None:
-            self._client = self._make()
+            self._client = storage(self._region, self._endpoint)
 
     def __call__(self) -> "S3Client":
-        """The client.
+        """The client; with credentials from a secret, its calls survive their rotation.
 
         Raises:
             StorageUnreachable: the secret with the credentials cannot be read or is malformed.
         """
         with self._lock:
             if self._client is None:
-                self._client = self._make()
+                self._client = self._with_credentials(self._read_credentials())
+            client = self._client
+        if self._credentials_secret is None:
+            return client
+        return cast("S3Client", _Rotated(client, self._client_instead_of))
+
+    def _client_instead_of(self, refused: "S3Client") -> "S3Client | None":
+        """A client with newer credentials than ``refused`` has; None if there are none."""
+        with self._lock:
+            if self._client is not refused:
+                return self._client
+            # A store that denies for another reason must not turn into a storm of reads.
+            now = self._clock()
+            if self._reread_at is not None and now < self._reread_at + REREAD_AFTER_S:
+                return None
+            self._reread_at = now
+            try:
+                credentials = self._read_credentials()
+            except StorageUnreachable:
+                return None
+            if credentials == self._credentials:
+                return None
+            self._warn(f"read rotated credentials from the secret in {CREDENTIALS_SETTING}")
+            self._client = self._with_credentials(credentials)
             return self._client
 
-    def _make(self) -> "S3Client":
-        if self._credentials_secret is None:
-            return storage(self._region, self._endpoint)
-        try:
-            pair = json.loads(read_secret(self._secrets, self._credentials_secret))
-            credentials = pair["accessKeyId"], pair["secretAccessKey"]
-        except (SecretUnreadable, ValueError, TypeError, KeyError) as fault:
-            raise StorageUnreachable from fault
+    def _with_credentials(self, credentials: tuple[str, str]) -> "S3Client":
+        self._credentials = credentials
         # R2's only region. Source: developers.cloudflare.com/r2/api/s3/api.
         return storage("auto", self._endpoint, credentials)
+
+    def _read_credentials(self) -> tuple[str, str]:
+        try:
+            pair = json.loads(read_secret(self._secrets, self._credentials_secret or ""))
+            credentials = pair["accessKeyId"], pair["secretAccessKey"]
+        except (SecretUnreadable, ValueError, TypeError, KeyError, RecursionError) as fault:
+            self._warn(f"the secret in {CREDENTIALS_SETTING} holds no usable credentials")
+            raise StorageUnreachable from fault
+        if not all(isinstance(text, str) and text for text in credentials):
+            self._warn(f"the secret in {CREDENTIALS_SETTING} holds no usable credentials")
+            raise StorageUnreachable
+        return credentials
+
+
+class _Rotated:
+    """An S3 client; a call whose credentials are refused is repeated once with newer ones."""
+
+    def __init__(self, client: "S3Client", newer: "Callable[[S3Client], S3Client | None]") -> None:
+        self._client = client
+        self._newer = newer
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._client, name)
+        return partial(self._call, name) if name in _OPERATIONS else attribute
+
+    def _call(self, operation: str, **arguments: object) -> object:
+        try:
+            return getattr(self._client, operation)(**arguments)
+        except ClientError as fault:
+            client = self._newer(self._client) if _refuses_credentials(fault) else None
+            if client is None:
+                raise
+        return getattr(client, operation)(**arguments)
+
+
+def _refuses_credentials(fault: ClientError) -> bool:
+    """Whether other credentials could help: R2 answers 400 to an access key of a wrong length."""
+    status = http_status(fault)
+    return status in _UNAUTHORIZED or error_code(fault) in _CREDENTIAL_CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +188,11 @@ class StoredImage:
     content: bytes
     attempt_id: str | None
     stored_at: float
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether it only keeps an image from arriving under its key."""
+        return self.attempt_id == _TOMBSTONE
 
 
 class Images:
@@ -129,31 +223,28 @@ class Images:
         self._client()
 
     def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> None:
-        """Stores ``png`` under ``key``, at most once.
-
-        Retries transient faults, up to ``MAX_PUTS`` calls, while enough time for a refund remains.
+        """Stores ``png`` under ``key``, at most once; retries while that leaves time for a refund.
 
         Raises:
-            KeyTaken: another attempt's object is stored under ``key``.
-            StorageFailed: the object is not stored, or its state is unknown.
+            KeyTaken: another attempt's object, or a tombstone, is under the key.
+            StorageFailed: no PUT was confirmed; ``may_be_stored`` says that one may have succeeded.
         """
-        for attempt in range(1, MAX_PUTS + 1):
-            try:
-                self._put(key, png, attempt_id)
-            except ClientError as fault:
-                if http_status(fault) == HTTPStatus.PRECONDITION_FAILED:
-                    self._require_own(key, attempt_id)
-                    return
-                if not _is_transient(fault):
-                    raise StorageFailed from fault
-                last: Exception = fault
-            except (BotoCoreError, StorageUnreachable) as fault:
-                last = fault
-            else:
-                return
-            if attempt == MAX_PUTS or deadline.remaining_s() < STORAGE_CALL_S + LEDGER_CALL_S:
-                raise StorageFailed from last
-            self._sleep(0.1 * attempt)
+        if self._claim(key, png, attempt_id, _CACHE_FOREVER, deadline) != attempt_id:
+            raise KeyTaken
+
+    def put_tombstone(self, key: str, attempt_id: str, deadline: Deadline) -> bool:
+        """Keeps the image of ``attempt_id`` from arriving under ``key``, unless it is there.
+
+        Returns:
+            Whether the image is there. If not, it never will be while the tombstone stands.
+
+        Raises:
+            StorageUnreachable: neither is certain.
+        """
+        try:
+            return self._claim(key, b"", _TOMBSTONE, "no-store", deadline) == attempt_id
+        except StorageFailed as fault:
+            raise StorageUnreachable from fault
 
     def read(self, key: str) -> StoredImage | None:
         """The object ``key``; None if it does not exist.
@@ -196,42 +287,74 @@ class Images:
         except (ClientError, BotoCoreError) as fault:
             raise StorageUnreachable from fault
 
-    def _put(self, key: str, png: bytes, attempt_id: str) -> None:
-        self._client().put_object(
-            Bucket=self._bucket,
-            Key=key,
-            Body=png,
-            ContentType=PNG_MIME_TYPE,
-            CacheControl=_CACHE_FOREVER,
-            IfNoneMatch="*",
-            Metadata={_ATTEMPT: attempt_id},
-        )
-
-    def _require_own(self, key: str, attempt_id: str) -> None:
-        """Returns if this attempt stored the object ``key``.
+    def _claim(
+        self, key: str, content: bytes, attempt_id: str, cache_control: str, deadline: Deadline
+    ) -> str | None:
+        """Puts an object unless the key is taken; returns the attempt whose object is there then.
 
         Raises:
-            KeyTaken: another attempt did.
-            StorageFailed: the call failed.
+            StorageFailed
         """
-        try:
+
+        def put() -> str:
+            self._client().put_object(
+                Bucket=self._bucket,
+                Key=key,
+                Body=content,
+                ContentType=PNG_MIME_TYPE if content else "text/plain",
+                CacheControl=cache_control,
+                IfNoneMatch="*",
+                Metadata={_ATTEMPT: attempt_id},
+            )
+            return attempt_id
+
+        def head() -> str | None:
             found = self._client().head_object(Bucket=self._bucket, Key=key)
-        except (ClientError, BotoCoreError, StorageUnreachable) as fault:
-            raise StorageFailed from fault
-        if found["Metadata"].get(_ATTEMPT) != attempt_id:
-            raise KeyTaken
+            return found["Metadata"].get(_ATTEMPT)
+
+        try:
+            return self._call_with_retries(put, deadline)
+        except _KeyExists:
+            # An earlier try may have put it, and its response was lost.
+            try:
+                return self._call_with_retries(head, deadline)
+            except StorageFailed as fault:
+                raise StorageFailed(may_be_stored=True) from fault
+
+    def _call_with_retries(self, call: Callable[[], T], deadline: Deadline) -> T:
+        """The result of ``call``, retried while a retry can help and leaves time for a refund.
+
+        Raises:
+            _KeyExists
+            StorageFailed: ``may_be_stored`` says that a try may have had an effect.
+        """
+        may_be_stored = False
+        for tries in count(1):
+            try:
+                return call()
+            except StorageUnreachable as fault:
+                raise StorageFailed(may_be_stored=may_be_stored) from fault
+            except (ClientError, BotoCoreError) as fault:
+                if isinstance(fault, ClientError) and http_status(fault) == _KEY_EXISTS:
+                    raise _KeyExists from fault
+                may_be_stored = may_be_stored or may_have_taken_effect(fault)
+                is_final = isinstance(fault, ClientError) and not _is_transient(fault)
+                no_time = deadline.remaining_s() < STORAGE_CALL_S + LEDGER_CALL_S
+                if is_final or no_time or tries == MAX_TRIES:
+                    raise StorageFailed(may_be_stored=may_be_stored) from fault
+            self._sleep(0.1 * tries)
+        raise AssertionError  # ``count`` does not end.
+
+
+class _KeyExists(Exception):
+    """An object is under the key already."""
+
+
+def _is_transient(fault: ClientError) -> bool:
+    # S3 answers 409 while two conditional writes race.
+    return is_transient(fault) or http_status(fault) == HTTPStatus.CONFLICT
 
 
 def public_url(base_url: str, key: str) -> str:
     """The public URL of the object ``key`` in a bucket served at ``base_url``."""
     return f"{base_url}/{key}"
-
-
-def _is_transient(fault: ClientError) -> bool:
-    """Whether the same PUT may succeed when repeated."""
-    status = http_status(fault)
-    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (
-        HTTPStatus.CONFLICT,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_MANY_REQUESTS,
-    )
