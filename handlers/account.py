@@ -4,6 +4,7 @@ This function never writes and does not load the model. It loads what a balance 
 request for the docs page or OpenAPI loads the rest.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from handlers.dependencies import Dependencies, dependencies
 from handlers.http import Event, Response, failure, header, origin, request_id, success, text
 from handlers.initialization import initialize
 from lib.deadline import RESPONSE_TAKES_S, Deadline
-from lib.errors import NotFound, ServiceError, ServiceUnavailable, public_message
+from lib.errors import MethodNotAllowed, NotFound, ServiceError, ServiceUnavailable, public_message
 from lib.http.models import (
     CreditsResponse,
     GenerationResponse,
@@ -28,7 +29,12 @@ from lib.ledger.table import LedgerUnreachable
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-__all__ = ["handler"]
+__all__ = ["DEFAULT_ROUTE", "GENERATE_ROUTE", "handler"]
+
+# What API Gateway calls the route of requests that match no other.
+DEFAULT_ROUTE = "$default"
+# The one route of the generate function.
+GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -38,6 +44,8 @@ def handler(event: Event, context: "LambdaContext") -> Response:
     open_route = _OPEN.get(event["routeKey"])
     if open_route is not None:
         return open_route(event, request)
+    if event["routeKey"] == DEFAULT_ROUTE:
+        return _unrouted(event, request)
     service = dependencies()
     with service.telemetry.observe(request) as observation:
         try:
@@ -69,6 +77,22 @@ def _docs(event: Event, request: str) -> Response:
     from lib.http import docs  # noqa: PLC0415 - as above
 
     return text(200, docs.page(origin(event)), request, docs.headers(dependencies().image_url("")))
+
+
+def _unrouted(event: Event, request: str) -> Response:
+    """The response to a request that no route of API Gateway matches: HEAD, 405 or 404."""
+    path, method = str(event["rawPath"]), str(event["requestContext"]["http"]["method"])
+    open_route = _OPEN.get(f"GET {path}")
+    if method == "HEAD" and open_route is not None:
+        return open_route(event, request) | {"body": ""}
+    # A mistyped request for an image hears that it cost nothing.
+    headers = {"X-Credits-Charged": "0"}
+    allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
+    if not allowed:
+        return failure(NotFound(), request, headers)
+    if open_route is not None:
+        allowed.add("HEAD")
+    return failure(MethodNotAllowed(allowed), request, headers)
 
 
 def _read(service: Dependencies, event: Event, deadline: Deadline) -> dict[str, object]:
@@ -144,6 +168,10 @@ _ROUTES: dict[str, Callable[[Dependencies, str, Event, Deadline], dict[str, obje
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
 }
+_PATHS = tuple(
+    (verb, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
+    for verb, path in (route.split(" ") for route in (*_OPEN, *_ROUTES, GENERATE_ROUTE))
+)
 
 
 def _prime() -> None:

@@ -30,9 +30,16 @@ MAX_PREFER_CHARACTERS = 1_024
 
 
 def header(event: Event, name: str) -> str | None:
-    """The value of a request header; API Gateway sends the names in lower case."""
-    value = (event.get("headers") or {}).get(name)
-    return None if value is None else str(value)
+    """The value of a request header; ``name`` is in lower case, the event's names in any case.
+
+    API Gateway sends lower-case names, ``sam local start-api`` Title-Case ones. Two spellings of a
+    name are one header with two values, which are joined with a comma as API Gateway joins them.
+    """
+    headers: Mapping[str, object] = event.get("headers") or {}
+    values = [
+        str(value) for key, value in headers.items() if key.lower() == name and value is not None
+    ]
+    return ",".join(values) if values else None
 
 
 def request_id(event: Event) -> str:

@@ -33,7 +33,7 @@ GENERATIONS = "/api/v1/generations"
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 TEXT, BASE64 = "application/json", "application/octet-stream"
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-SENTENCE = re.compile(r"[A-Z][\w '(),.:;/-]{9,200}")
+SENTENCE = re.compile(r"[A-Z][\w '(),.:;/?\\-]{9,200}")
 
 Headers = Mapping[str, str]
 T = TypeVar("T")
@@ -146,11 +146,11 @@ class Customer:
         return credits_
 
     def stored(self) -> list[str]:
-        """The key of every object version that was ever put."""
+        """The key of every image that was ever put; a tombstone, which is empty, is none."""
         prefix = f"generated/gemini/{self.organisation}/"
         bucket = self.stack.aws.client("s3")
         listing = bucket.list_object_versions(Bucket=self.stack.bucket, Prefix=prefix)
-        return [version["Key"] for version in listing.get("Versions", [])]
+        return [each["Key"] for each in listing.get("Versions", []) if each["Size"]]
 
     def change_row(self, sort_key: str, change: str, value: int) -> None:
         """Changes a row of the table directly, to simulate the passing of time."""
@@ -216,13 +216,15 @@ def assert_well_formed(answer: Reply) -> None:
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["x-request-id"].strip()
     succeeded = answer.status in {200, 202}
-    assert ("location" in answer.headers) == (answer.status == 202), answer
+    pending = answer.headers.get("x-error-code") == "outcome_pending"
+    assert ("location" in answer.headers) == (answer.status == 202 or pending), answer
     assert ("preference-applied" in answer.headers) == (answer.status == 202), answer
-    charged = succeeded and "idempotent-replayed" not in answer.headers
+    charged = pending or (succeeded and "idempotent-replayed" not in answer.headers)
     assert answer.headers["x-credits-charged"] == ("5" if charged else "0"), answer
     if succeeded:
-        assert "x-error-code" not in answer.headers
+        assert not {"x-error-code", "x-should-retry"} & answer.headers.keys()
     else:
+        assert answer.headers["x-should-retry"] in {"true", "false"}, answer
         assert SNAKE_CASE.fullmatch(answer.headers["x-error-code"]), answer
 
 

@@ -22,6 +22,7 @@ from infra.verify import tools
 pytestmark = pytest.mark.real
 
 PATIENCE_S = 30
+GENERATE = "/api/v1/models/gemini/generate"
 SIZES = {"a phone": (390, 844), "a tablet": (820, 1180), "a desktop": (1440, 900)}
 _SWITCHES = (
     "--headless=new",
@@ -178,16 +179,83 @@ def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> N
     visitor.ask("A hut [fail:safety]", key)
     line = visitor.status("bad")
     assert "Content policy violation" in line
-    assert "Your credits are refunded" in line
+    assert "This request costs nothing" in line
     visitor.ask("A hut", key)
     assert "95 credits left" in visitor.status("good")
+
+
+_PENDING = {"X-Credits-Charged": "5", "Location": "/api/v1/generations/1", "Retry-After": "60"}
+_REFUND = {"status": "refunded", "message": "Image generation timed out", "creditsRefunded": 5}
+
+
+def answers(visitor: Visitor, replies: dict[str, list[tuple[int, dict[str, str], object]]]) -> None:
+    """Lets the page get ``replies`` to its calls, by path: status, headers and body."""
+    visitor.driver.execute_script(
+        """
+        const replies = arguments[0];
+        window.fetch = async (path) => {
+          const left = replies[path] ?? [[404, {}, {}]];
+          const [status, headers, body] = left.length > 1 ? left.shift() : left[0];
+          if (status === 0) throw new TypeError("the connection broke");
+          const text = typeof body === "string" ? body : JSON.stringify(body);
+          return new Response(text, {status, headers});
+        };
+        """,
+        replies,
+    )
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (500, {}, {"message": "Internal Server Error"}),
+        (503, {}, {"message": "Service Unavailable"}),
+        (502, {}, "<html>a proxy's page</html>"),
+        (0, {}, {}),
+    ],
+    ids=["a gateway's 500", "a gateway's 503", "a proxy's 502", "a broken connection"],
+)
+def test_a_response_without_a_stated_cost_is_not_called_free(
+    reply: tuple[int, dict[str, str], object], visitor: Visitor
+) -> None:
+    answers(visitor, {GENERATE: [reply]})
+    visitor.ask("A hut")
+    line = visitor.status("bad")
+    assert "It is not known whether this request was charged" in line
+    assert "same Idempotency-Key" in line
+    for untrue in ("refunded", "costs nothing", "Nothing was charged"):
+        assert untrue not in line
+
+
+@pytest.mark.parametrize("ending", ["settled", "refunded"])
+def test_a_pending_outcome_is_shown_and_followed_to_its_end(ending: str, visitor: Visitor) -> None:
+    image = {"imageUrl": "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "creditsCharged": 5}
+    settled = {"status": "settled", "durationMs": 61_000, **image}
+    end = settled if ending == "settled" else _REFUND
+    failed = (500, _PENDING, {"error": "Failed", "message": "Image generation timed out"})
+    answers(
+        visitor,
+        {
+            GENERATE: [failed],
+            _PENDING["Location"]: [(200, {}, {"status": "reserved"}), (200, {}, end)],
+            "/api/v1/billing/credits": [(200, {}, {"credits": 95})],
+        },
+    )
+    visitor.ask("A hut")
+    line = visitor.status("bad")
+    assert "The outcome is pending: 5 credits are held" in line
+    assert "nothing" not in line
+    last = "for 5 credits. 95 credits left" if ending == "settled" else "This request costs nothing"
+    WebDriverWait(visitor.driver, PATIENCE_S).until(
+        lambda _: last.lower() in visitor.find("#status").text.lower()
+    )
 
 
 def test_an_empty_account_shows_the_missing_credits(visitor: Visitor) -> None:
     visitor.ask("A hut", visitor.stack.open_account("empty", 3))
     line = visitor.status("bad")
     assert "3 of the 5" in line
-    assert "Nothing was charged" in line
+    assert "This request costs nothing" in line
 
 
 def test_a_wrong_key_has_its_own_message(visitor: Visitor) -> None:

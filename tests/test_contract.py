@@ -166,14 +166,41 @@ NUMBERS = ["1e400", "-1e400", "9" * 4_000, "0." + "1" * 60_000, "-0"]
 
 @BODY_FORMS
 @pytest.mark.parametrize("value", ['{"a": [null]}', '""', *NUMBERS], ids=lambda value: value[:9])
-def test_unknown_fields_are_ignored_whatever_their_value(
+def test_the_model_field_is_ignored_whatever_its_value(
     customer: Customer, value: str, form: str
 ) -> None:
-    names = ("model", "n", "", "Prompt", "aspect_ratio")
-    others = ", ".join(f'"{name}": {value}' for name in names if len(value) < 100 or name == "n")
-    answer = customer.post(f'{{{others}, "prompt": "A fox"}}'.encode(), form)
+    answer = customer.post(f'{{"model": {value}, "prompt": "A fox"}}'.encode(), form)
     assert answer.status == 200, answer
     assert customer.balance() == 95
+
+
+# A field that is not in the contract, and the field that the refusal suggests.
+UNKNOWN_FIELDS = {
+    **dict.fromkeys(["aspect_ratio", "aspectratio", "AspectRatio", "ratio"], "aspectRatio"),
+    **dict.fromkeys(["aspect-ratio", "size", "imageConfig", "image_config"], "aspectRatio"),
+    **dict.fromkeys(["Prompt", "promt", "PROMPT", "text_prompt"], "prompt"),
+    **dict.fromkeys(["n", "seed", "", "quality", "\u00fcber\n", "x" * 5_000], None),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), UNKNOWN_FIELDS.items(), ids=lambda each: repr(each)[:16]
+)
+@pytest.mark.parametrize("value", ["16:9", 4, None], ids=repr)
+def test_an_unknown_field_is_refused_without_a_charge_and_with_the_field_it_resembles(
+    visitor: Customer, name: str, meant: str | None, value: object
+) -> None:
+    answer = visitor.post(json.dumps({"prompt": "A fox", name: value}).encode())
+    assert_bad_request(answer, "Unknown field: ", "prompt, aspectRatio, model" if not meant else "")
+    assert answer.headers["x-error-code"] == "unknown_field"
+    if meant:
+        assert answer.json()["error"].endswith(f" (did you mean {meant}?)")
+    assert len(answer.body) < 300
+    assert visitor.balance() == 100
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped(customer: Customer) -> None:
+    assert customer.post(FOX.encode("utf-8-sig")).status == 200
 
 
 PROMPTS = {
@@ -217,6 +244,9 @@ WITHOUT_PROMPT = [
     *(b'{"prompt": " ", "aspectRatio": "16:9"}', b'{"prompt": "' + b" " * 5_000 + b'"}'),
     *(b'{"prompt": ' + b"9" * 4_000 + b"}", b'{"prompt": 1e999}'),
     b'{"prompt": "A fox", "prompt": 5}',
+    # Characters of which none shows: joiners, fillers, a soft hyphen, an empty braille pattern.
+    *(json.dumps({"prompt": each}).encode() for each in "\u200b\u2060\u00ad\u3164\u2800\u115f"),
+    json.dumps({"prompt": "\0\u034f\ufe0f\u200d \u180e\uffa0\U000e0041\x1c\x1f"}).encode(),
 ]
 
 
@@ -266,7 +296,7 @@ UNREADABLE = {
     ],
     "4000": [f'{{"prompt": "{each * 4_001}"}}'.encode() for each in "xé🦊"],
     "": [
-        *(b"", FOX.encode("utf-16-le"), FOX.encode("utf-8-sig")),
+        *(b"", FOX.encode("utf-16-le")),
         # RFC 8259 allows a reader to limit the digits of a number.
         *(b'{"prompt": ' + HUGE + b"}", b'{"prompt": "A fox", "seed": ' + HUGE + b"}"),
         *(b'{"prompt": "A \\ud800 fox"}', b'{"prompt": "A \\udc00 fox"}'),
@@ -467,7 +497,7 @@ def test_a_balance_below_the_price_is_a_402_and_five_credits_buy_an_image(
 
 def padded(size: int, filling: str = "x") -> bytes:
     """A good request of ``size`` bytes, most of them in a field that is ignored."""
-    start, end = b'{"prompt": "A fox", "padding": "', b'"}'
+    start, end = b'{"prompt": "A fox", "model": "', b'"}'
     room = size - len(start) - len(end)
     fill = filling.encode()
     return start + fill * (room // len(fill)) + b"x" * (room % len(fill)) + end
@@ -594,7 +624,7 @@ SAME_REQUEST = {
     "another order": b'{"aspectRatio": "1:1", "prompt": "A fox"}',
     "blanks": b' {\n\t"prompt"  :  "A fox" ,\r\n "aspectRatio":"1:1" }\n',
     "escapes": b'{"prompt": "\\u0041 \\u0066ox", "aspectRatio": "1:1"}',
-    "unknown fields": b'{"prompt": "A fox", "aspectRatio": "1:1", "model": "x", "seed": 1}',
+    "an ignored field": b'{"prompt": "A fox", "aspectRatio": "1:1", "model": "x"}',
     "no ratio": b'{"prompt": "A fox"}',
     "a null ratio": b'{"prompt": "A fox", "aspectRatio": null}',
 }

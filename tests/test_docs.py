@@ -14,8 +14,10 @@ from collections.abc import Iterator
 import pytest
 
 from infra.local.stack import LocalStack
+from lib.errors import ServiceError
 from lib.http.openapi import openapi
 from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.provenance import DIGITAL_SOURCE_TYPE
 from tests.customer import Reply, fetch
 
 RUN_S = 60
@@ -83,8 +85,70 @@ def test_its_tables_match_the_contract(page: str) -> None:
         if int(status) >= 400:
             for code, example in response["content"]["application/json"]["examples"].items():
                 text = example["value"].get("message", example["value"]["error"])
-                row = f'<tr><th scope="row">{status}</th><td><code>{code}</code></td>'
-                assert f"{row}<td>{html.escape(text)}</td></tr>" in page
+                _, sentence, *_ = outcome(page, status, code)
+                assert sentence == text
+
+
+def outcome(page: str, status: str, code: str) -> list[str]:
+    """The row of one outcome: code, sentence, credits, whether to try again, and what to do."""
+    table = page.split('aria-label="Outcomes"')[1].split("</table>", maxsplit=1)[0]
+    rows = re.findall(rf'<tr><th scope="row">{status}</th>(.*?)</tr>', table)
+    cells = [
+        [
+            html.unescape(re.sub(r"</?code>", "", cell))
+            for cell in re.findall(r"<td>(.*?)</td>", row)
+        ]
+        for row in rows
+    ]
+    (found,) = (row for row in cells if row[0] == code)
+    return found
+
+
+def errors_by_code(kind: type[ServiceError]) -> dict[str, type[ServiceError]]:
+    """Every error of this service that has a code of its own."""
+    found = {kind.code: kind} if "code" in vars(kind) else {}
+    for child in kind.__subclasses__():
+        found |= errors_by_code(child)
+    return found
+
+
+def test_each_error_has_one_row_with_the_cost_and_the_retry_that_its_headers_state(
+    page: str,
+) -> None:
+    abstract = {"generation_failed"}
+    for code, kind in errors_by_code(ServiceError).items():
+        if code in abstract:
+            continue
+        _, _, cost, again, advice = outcome(page, str(kind.status), code)
+        assert cost == ("5, held" if kind.credits_charged else "0"), code
+        assert again == ("yes" if kind.should_retry else "no"), code
+        assert advice, code
+
+
+@pytest.mark.parametrize(
+    ("status", "cost", "again"),
+    [("413", "0", "no"), ("429", "0", "yes"), ("500", "unknown", "yes"), ("503", "unknown", "yes")],
+)
+def test_the_gateways_own_answers_have_rows_that_promise_nothing_unknown(
+    status: str, cost: str, again: str, page: str
+) -> None:
+    _, _, *stated, advice = outcome(page, status, "none: API Gateway")
+    assert stated == [cost, again]
+    assert ("Idempotency-Key" in advice) == (cost == "unknown")
+
+
+def test_it_calls_no_error_free_that_may_be_charged(page: str) -> None:
+    assert "Errors are free" not in page
+    assert "a 500 is refunded" not in page
+    _, _, cost, _, advice = outcome(page, "500", "outcome_pending")
+    assert cost == "5, held"
+    assert "Location" in advice
+
+
+def test_it_says_how_a_picture_is_marked(page: str) -> None:
+    assert DIGITAL_SOURCE_TYPE.rpartition("/")[2] in page
+    for term in ("SynthID", "C2PA"):
+        assert term in page
 
 
 def test_it_offers_the_ten_ratios_drawn_to_scale(page: str) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -32,7 +32,11 @@ def event(name: str) -> dict[str, Any]:
 
 def invoke(name: str) -> Any:
     """The result of the function that has the event's route, queue or schedule."""
-    found = event(name)
+    return invoke_with(event(name))
+
+
+def invoke_with(found: dict[str, Any]) -> Any:
+    """The same, of an event that the caller changed."""
     function = next(
         each
         for each in Template.from_file().functions()
@@ -42,7 +46,7 @@ def invoke(name: str) -> Any:
     )
     module, _, attribute = function.handler.rpartition(".")
     handler = getattr(importlib.import_module(module), attribute)
-    return LocalFunction(function.name, handler, function.timeout_s).invoke(event(name))
+    return LocalFunction(function.name, handler, function.timeout_s).invoke(found)
 
 
 OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
@@ -71,14 +75,52 @@ def test_an_event_has_the_outcome_that_its_name_says(name: str) -> None:
 
 @pytest.mark.usefixtures("stack")
 def test_an_image_costs_five_of_the_sample_credits_and_appears_in_the_history() -> None:
-    def credits_left() -> int:
-        return int(json.loads(invoke("credits")["body"])["credits"])
-
     before = credits_left()
     assert before <= SAMPLE_CREDITS
     invoke("generate")
     assert credits_left() == before - 5
     assert 1 <= len(json.loads(invoke("history")["body"])["generations"]) <= 2
+
+
+SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "lower-case": str.lower,
+    "Title-Case": str.title,
+    "UPPER-CASE": str.upper,
+}
+
+
+@pytest.mark.usefixtures("stack")
+def test_header_names_count_in_any_case_and_one_key_charges_once() -> None:
+    """``sam local start-api`` sends Title-Case, and a client's retry may come another way."""
+    before = credits_left()
+
+    answers = [invoke_with(with_key("order-7", spelling)) for spelling in SPELLINGS.values()]
+
+    assert [answer["statusCode"] for answer in answers] == [200] * len(SPELLINGS)
+    assert len({answer["body"] for answer in answers}) == 1
+    assert credits_left() == before - 5
+
+
+def with_key(key: str, spelling: Callable[[str], str]) -> dict[str, Any]:
+    """The sample request for an image with an Idempotency-Key, its header names spelled so."""
+    found = event("generate")
+    headers = {**found["headers"], "idempotency-key": key}
+    return {**found, "headers": {spelling(name): value for name, value in headers.items()}}
+
+
+def credits_left() -> int:
+    return int(json.loads(invoke("credits")["body"])["credits"])
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_two_spellings_of_a_header_are_one_header_with_two_values(spelling: str) -> None:
+    headers = {SPELLINGS[spelling]("prefer"): "wait=5", "pReFeR": "respond-async"}
+    found = with_key(f"order-{spelling}", str.lower)
+
+    answer = invoke_with({**found, "headers": {**found["headers"], **headers}})
+
+    assert answer["statusCode"] == 202
 
 
 @pytest.mark.usefixtures("stack")

@@ -164,7 +164,7 @@ def test_what_can_be_read_cannot_be_changed(customer: Customer, method: str) -> 
     written = write_many(customer, 1)
     headers = {"Authorization": f"Bearer {customer.key}"}
     for target in (CREDITS, GENERATIONS, f"{GENERATIONS}/{FIRST_MS}"):
-        assert fetch(customer.stack.url + target, method, b"{}", headers).status == 404
+        assert fetch(customer.stack.url + target, method, b"{}", headers).status in {404, 405}
     assert ids_of(customer.history()) == written
 
 

@@ -40,9 +40,11 @@ OUTCOMES = {
         empty-body empty-object empty-array not-json bad-base64 endless cut-base64 cut-image
         not-an-image wrong-shape bomb bad-request""",
     "The image model is overloaded": """
-        quota quota-short quota-bare internal bad-gateway overloaded reset""",
+        quota quota-short quota-bare quota-sentence internal bad-gateway overloaded reset
+        cancelled aborted too-early""",
     "Image generation is unavailable": """
-        bad-key unauthorized forbidden not-found no-billing redirect""",
+        bad-key unauthorized forbidden not-found no-billing redirect unbilled payment-required
+        quota-zero spending-cap spend-rate prepaid-depleted""",
     "Image generation timed out": "deadline " + " ".join(TOO_LONG),
 }
 OUTCOME_OF = {name: message for message, names in OUTCOMES.items() for name in names.split()}
@@ -183,6 +185,37 @@ def test_only_images_of_the_service_are_served(stack: LocalStack, path: str) -> 
     answer = fetch(f"{stack.url}/images/{path}")
 
     assert (answer.status, answer.json()) == (404, {"message": "Not Found"})
+
+
+UNROUTED = {
+    ("HEAD", "/"): (200, None),
+    ("HEAD", "/healthz"): (200, None),
+    ("HEAD", "/openapi.json"): (200, None),
+    ("POST", "/healthz"): (405, "GET, HEAD"),
+    ("GET", "/api/v1/models/gemini/generate"): (405, "POST"),
+    ("PUT", "/api/v1/generations"): (405, "GET"),
+    ("PATCH", "/api/v1/generations/1795390356254"): (405, "GET"),
+    ("GET", "/api/v1/generations/"): (404, None),
+    ("GET", "/api/v1/models"): (404, None),
+    ("POST", "/$default"): (404, None),
+}
+
+
+@pytest.mark.parametrize(("method", "path"), UNROUTED, ids=lambda each: each)
+def test_a_request_that_no_route_matches_gets_a_response_in_our_own_form(
+    stack: LocalStack, method: str, path: str
+) -> None:
+    status, allowed = UNROUTED[method, path]
+    answer = fetch(f"{stack.url}{path}", method)
+    assert (answer.status, answer.headers.get("allow")) == (status, allowed)
+    assert "x-request-id" in answer.headers
+    if method == "HEAD":
+        assert answer.body == b""
+    else:
+        code = {404: "not_found", 405: "method_not_allowed"}[status]
+        assert answer.headers["x-error-code"] == code
+        assert answer.headers["x-credits-charged"] == "0"
+        assert set(answer.json()) == {"error"}
 
 
 # Isolation

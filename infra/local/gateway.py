@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote
 
 from infra.local.functions import ACCOUNT_ID, FunctionCrashed, FunctionTimedOut, LocalFunction
 from infra.local.http_server import Request, Response, json_response
-from infra.template import Cors, Route
+from infra.template import DEFAULT_ROUTE, Cors, Route
 
 __all__ = ["GIVE_UP_S", "IMAGES_PATH", "Gateway", "ImageSource"]
 
@@ -107,6 +107,9 @@ class Gateway:
             parameters = _match(route, method, path)
             if parameters is not None:
                 return route, function, parameters
+        for route, function in self._routes:
+            if route == DEFAULT_ROUTE:
+                return route, function, {}
         return None
 
 
@@ -131,7 +134,7 @@ def _event(
 ) -> dict[str, object]:
     now = datetime.now(UTC)
     host = request.header("host") or ""
-    route_key = f"{route.method} {route.path}"
+    route_key = route.key
     event: dict[str, object] = {
         "version": "2.0",
         "routeKey": route_key,

@@ -277,7 +277,7 @@ def _warm() -> Iterator[None]:
     once.
     """
     drop_dependencies()
-    for name in ("telemetry", "key_verifier", "generations", "reconciler"):
+    for name in ("telemetry", "key_verifier", "jobs", "reconciler"):
         getattr(dependencies(), name)
     try:
         yield

@@ -16,6 +16,7 @@ from lib.errors import (
     InsufficientCredits,
     InvalidRequest,
     NotFound,
+    OutcomePending,
     RateLimited,
     ServiceError,
     ServiceUnavailable,
@@ -84,6 +85,7 @@ _BAD_REQUESTS: tuple[ServiceError, ...] = (
     _refusal(lambda: parse_generate_request(b"{}")),
     _refusal(lambda: parse_generate_request(b'{"prompt": "%s"}' % (b"a" * 4001))),
     _refusal(lambda: parse_generate_request(b'{"prompt": "A fox", "aspectRatio": "7:5"}')),
+    _refusal(lambda: parse_generate_request(b'{"prompt": "A fox", "aspect_ratio": "16:9"}')),
     _refusal(lambda: parse_generate_request(b"{")),
     _refusal(lambda: parse_generate_request(b"\xff")),
     _refusal(lambda: parse_idempotency_key("")),
@@ -106,7 +108,12 @@ _GENERATE = Operation(
     description=(
         "Generates an image from a text prompt and stores it as a PNG at a public URL. It costs "
         f"{CREDITS_PER_IMAGE} credits, charged only if the image is stored. If the generation "
-        "fails, the credits are refunded before the response is sent, or within 3 minutes."
+        "fails, the credits are refunded before the response is sent, or within 3 minutes. "
+        "A response with `outcome_pending` holds the credits: `Location` names the generation, "
+        "which settles or is refunded within minutes. API Gateway itself responds to a throttled "
+        "request (429), a body over 10 MB (413) and a failure of the service (500, 503) with "
+        '`{"message": ...}` and none of these headers. After a 500 or 503 the cost is unknown: '
+        "repeat the request with the same Idempotency-Key."
     ),
     parameters=(
         {
@@ -200,11 +207,12 @@ _GENERATE = Operation(
             _CHARGED,
         ),
         error_response(
-            "The generation failed; the request costs nothing",
-            (*_FAILURES, ServiceUnavailable()),
+            "The generation failed and costs nothing, unless its outcome is pending",
+            (*_FAILURES, OutcomePending(_ID), ServiceUnavailable()),
             FailureResponse,
             _CHARGED,
             "Retry-After",
+            "Location",
         ),
     ),
 )

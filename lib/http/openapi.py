@@ -81,6 +81,8 @@ def _schemas() -> dict[str, Any]:
             field.pop("default", None)
     for name in ("FailureResponse", "GenerationResponse"):
         _string_schema(schemas[name]["properties"]["message"])["enum"] = _public_messages()
+    # Any value is accepted, and none is documented.
+    schemas["GenerateRequest"]["properties"]["model"].pop("default")
     # A null aspectRatio means the default, which pydantic's schema of a default does not say.
     ratio = schemas["GenerateRequest"]["properties"]["aspectRatio"]
     ratio["anyOf"] = [{"$ref": ratio.pop("$ref")}, {"type": "null"}]

@@ -1,4 +1,12 @@
-"""Parses the body of a generate request: bytes in; a valid prompt and aspect ratio out."""
+"""Parses the body of a generate request: bytes in; a valid prompt and aspect ratio out.
+
+A field that would not be honoured is refused before any charge: a misspelt ``aspect_ratio`` must
+not buy a square.
+"""
+
+import re
+import unicodedata
+from difflib import get_close_matches
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -10,20 +18,41 @@ from lib.picture.aspect_ratio import AspectRatio
 __all__ = ["GenerateRequest", "parse_generate_request"]
 
 
-class GenerateRequest(BaseModel):
-    """The body of ``POST /api/v1/models/gemini/generate``. Unknown fields are ignored."""
+# What other image APIs call the ratio, where the spelling gives no hint.
+_SYNONYMS = {"size": "aspectRatio", "imageconfig": "aspectRatio", "dimensions": "aspectRatio"}
+_SIMILAR_ENOUGH = 0.55
+MAX_FIELD_NAME_CHARACTERS = 64
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+# Blank characters that Unicode puts among letters, marks and symbols: the fillers, the grapheme
+# joiner, variation selectors (DerivedCoreProperties.txt, Default_Ignorable_Code_Point), and the
+# empty braille pattern.
+_BLANKS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+# Unassigned code points count as visible: an emoji may be newer than this Python's tables.
+_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+
+
+class GenerateRequest(BaseModel):
+    """The body of ``POST /api/v1/models/gemini/generate``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
         description="Description of the image, in plain language",
-        # A blank prompt is rejected like an empty one.
+        # A prompt without a visible character is rejected like an empty one.
         json_schema_extra={"pattern": r"\S"},
     )
     aspectRatio: AspectRatio = Field(  # noqa: N815 - the name of the JSON field
         default=AspectRatio.SQUARE, description="Aspect ratio of the image, width to height"
+    )
+    model: object = Field(
+        default=None,
+        description="Accepted from clients of other image APIs, and ignored",
+        json_schema_extra={"type": "string"},
     )
 
 
@@ -36,7 +65,8 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
         InvalidRequest: with one sentence that tells the customer what to change.
     """
     try:
-        text = body.decode("utf-8")
+        # PowerShell puts a byte order mark before JSON.
+        text = body.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise InvalidRequest("invalid_encoding", "The request body must be UTF-8 text") from fault
     try:
@@ -55,13 +85,16 @@ def _validated(fields: dict[str, object]) -> GenerateRequest:
         InvalidRequest: as above.
     """
     prompt = fields.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not _has_visible_character(prompt):
         raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InvalidRequest(
             "prompt_too_long",
             f"The prompt is {len(prompt)} characters long; the limit is {MAX_PROMPT_CHARACTERS}",
         )
+    for name in fields:
+        if name not in GenerateRequest.model_fields:
+            raise InvalidRequest("unknown_field", _unknown_field(name))
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return GenerateRequest.model_validate(given)
@@ -72,3 +105,25 @@ def _validated(fields: dict[str, object]) -> GenerateRequest:
             raise InvalidRequest("invalid_aspect_ratio", sentence) from fault
         sentence = "The prompt must be valid Unicode text"
         raise InvalidRequest("invalid_prompt", sentence) from fault
+
+
+def _has_visible_character(text: str) -> bool:
+    return any(
+        unicodedata.category(character) not in _INVISIBLE_CATEGORIES
+        and not _BLANKS.match(character)
+        for character in text
+    )
+
+
+def _unknown_field(name: str) -> str:
+    """The sentence about an unknown field, with the known field it resembles."""
+    known = list(GenerateRequest.model_fields)
+    by_letters = {each.lower(): each for each in known}
+    letters = re.sub(r"[^a-z]", "", name[:MAX_FIELD_NAME_CHARACTERS].lower())
+    close = get_close_matches(letters, by_letters, n=1, cutoff=_SIMILAR_ENOUGH)
+    meant = _SYNONYMS.get(letters) or (by_letters[close[0]] if close else None)
+    shown = name[:MAX_FIELD_NAME_CHARACTERS]
+    if not (shown.isascii() and shown.isprintable()):
+        shown = ascii(shown)[1:-1]
+    hint = f" (did you mean {meant}?)" if meant else f"; the fields are {', '.join(known)}"
+    return f"Unknown field: {shown}{hint}"

@@ -42,8 +42,12 @@ class Operation:
 HEADERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "X-Request-Id": ("Identifies this request in the service's logs", {"type": "string"}),
     "X-Error-Code": ("Stable, machine-readable error code", {"type": "string"}),
+    "X-Should-Retry": (
+        "Whether repeating the same request can succeed",
+        {"type": "string", "enum": ["true", "false"]},
+    ),
     "X-Credits-Charged": (
-        "Credits charged for this request",
+        "Credits charged for this request, or held by it; 0 is final",
         {"type": "string", "enum": ["0", str(CREDITS_PER_IMAGE)]},
     ),
     "Retry-After": ("Seconds to wait before retrying", {"type": "string", "pattern": r"^\d+$"}),

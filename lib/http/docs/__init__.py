@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lib.http.docs.outcomes import Outcome, outcomes
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.http.openapi import openapi
 from lib.ledger.order import CREDITS_PER_IMAGE
@@ -76,7 +77,6 @@ def _page() -> str:
     document = openapi("{{origin}}")
     schemas = document["components"]["schemas"]
     path, method = _GENERATE
-    responses = document["paths"][path][method]["responses"]
     values = {
         "style": _asset("page.css"),
         "script": _asset("page.js"),
@@ -88,7 +88,7 @@ def _page() -> str:
         "generation_rows": _field_rows(schemas["GenerationResponse"]),
         "parameter_rows": _parameter_rows(document["paths"][path][method]["parameters"]),
         "route_rows": _route_rows(document["paths"]),
-        "error_rows": _error_rows(responses),
+        "outcome_rows": "".join(map(_outcome_row, outcomes(document))),
         "ratio_choices": "".join(_ratio_choice(ratio) for ratio in AspectRatio),
         "ratio_cards": "".join(_ratio_card(ratio) for ratio in AspectRatio),
         "origin": "{{origin}}",
@@ -130,7 +130,7 @@ def _request_rows(schema: Mapping[str, Any]) -> str:
         _row(
             _code(name),
             html.escape(_type_of(field)),
-            "required" if name in schema["required"] else f"default {_code(field['default'])}",
+            _presence(name, schema),
             _prose(field["description"]),
         )
         for name, field in schema["properties"].items()
@@ -142,6 +142,14 @@ def _field_rows(schema: Mapping[str, Any]) -> str:
         _row(_code(name), html.escape(_type_of(field)), _prose(field["description"]))
         for name, field in schema["properties"].items()
     )
+
+
+def _presence(name: str, schema: Mapping[str, Any]) -> str:
+    """Whether a request must have the field, and what it is otherwise."""
+    if name in schema["required"]:
+        return "required"
+    default = schema["properties"][name].get("default")
+    return "optional" if default is None else f"default {_code(default)}"
 
 
 def _type_of(field: Mapping[str, Any]) -> str:
@@ -171,16 +179,16 @@ def _route_rows(paths: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _error_rows(responses: Mapping[str, Any]) -> str:
-    """One row for each error code of the statuses from 400 on."""
-    rows = []
-    for status, response in responses.items():
-        if int(status) < 400:  # noqa: PLR2004 - the lowest error status
-            continue
-        for code, example in response["content"]["application/json"]["examples"].items():
-            body = example["value"]
-            rows.append(_row(status, _code(code), html.escape(body.get("message", body["error"]))))
-    return "".join(rows)
+def _outcome_row(outcome: Outcome) -> str:
+    code = outcome.code
+    return _row(
+        outcome.status,
+        _code(code) if re.fullmatch(r"\w+", code) else html.escape(code),
+        _prose(outcome.sentence),
+        outcome.credits_charged,
+        outcome.should_retry,
+        _prose(outcome.advice),
+    )
 
 
 def _outline(ratio: AspectRatio) -> str:

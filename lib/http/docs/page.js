@@ -87,6 +87,19 @@ const ADVICE = {
   rate_limited: "Too many images were requested within a minute.",
 };
 
+// A response of API Gateway's own has no such header, and a broken connection has no response.
+const UNKNOWN_COST = "It is not known whether this request was charged. Check the history, or repeat it with the same Idempotency-Key, as the curl command below does.";
+
+const costOf = (response) => {
+  const charged = response.headers.get("X-Credits-Charged");
+  if (charged === null) return UNKNOWN_COST;
+  if (charged === "0") return "This request costs nothing.";
+  return `The outcome is pending: ${charged} credits are held until it is known.`;
+};
+
+const showBad = (sentence, cost) =>
+  showStatus("bad", sentence, element("span", { className: "refund" }, cost));
+
 const showFailure = (response, body) => {
   const code = response.headers.get("X-Error-Code") ?? "";
   const detail = [body.error, body.message, body.hint].filter(Boolean).join(": ");
@@ -96,11 +109,7 @@ const showFailure = (response, body) => {
   if (code === "insufficient_credits") {
     lines.push(` You have ${body.creditsRemaining} of the ${body.creditsRequired} credits that an image costs.`);
   }
-  const refund =
-    response.status >= 500
-      ? "Your credits are refunded automatically: this request costs nothing."
-      : "Nothing was charged.";
-  showStatus("bad", lines.join("").trim(), element("span", { className: "refund" }, refund));
+  showBad(lines.join("").trim(), costOf(response));
   showMessage("No image was generated.");
 };
 
@@ -124,7 +133,52 @@ const showHistory = async () => {
   );
 };
 
+const showSuccess = async ({ imageUrl, durationMs, creditsCharged }, prompt) => {
+  showImage(imageUrl, prompt);
+  const credits = await fetchBalance().catch(() => null);
+  const seconds = (durationMs / 1000).toFixed(1);
+  const balance = credits === null ? "" : ` ${credits} credits left.`;
+  showStatus("good", `Done in ${seconds} s for ${creditsCharged} credits.${balance}`);
+  await showHistory().catch(() => {});
+};
+
+// A pending outcome is decided within 3 minutes if the service is healthy.
+const POLL_EVERY_MS = 2000;
+const MAX_POLLS = 300;
+let requests = 0;
+
+const pollUntilEnded = async (response, prompt, request) => {
+  showBad("The service could not finish this request.", costOf(response));
+  showMessage("Waiting for the outcome...");
+  for (let polls = 0; polls < MAX_POLLS; polls += 1) {
+    await new Promise((done) => setTimeout(done, POLL_EVERY_MS));
+    // The stage belongs to a newer request.
+    if (requests !== request) return;
+    const generation = await call(response.headers.get("Location"))
+      .then((response) => (response.ok ? response.json() : {}))
+      .catch(() => ({}));
+    if (requests !== request) return;
+    if (generation.status === "settled") {
+      await showSuccess(generation, prompt);
+      return;
+    }
+    if (generation.status === "refunded") {
+      showBad(`${generation.message}.`, "The credits are refunded: this request costs nothing.");
+      showMessage("No image was generated.");
+      return;
+    }
+  }
+  showBad("The outcome is still pending.", UNKNOWN_COST);
+};
+
+const isPending = (response) =>
+  !response.ok &&
+  response.headers.has("Location") &&
+  (response.headers.get("X-Credits-Charged") ?? "0") !== "0";
+
 const generate = async () => {
+  requests += 1;
+  const request = requests;
   const prompt = promptField.value;
   const aspectRatio = new FormData(form).get("ratio");
   const body = JSON.stringify({ prompt, aspectRatio });
@@ -139,22 +193,20 @@ const generate = async () => {
       headers: { "Content-Type": "application/json", "Idempotency-Key": key },
       body,
     });
-    const result = await response.json();
+    // The body of an error need not be JSON: a proxy may have sent it.
+    const result = response.ok ? await response.json() : await response.json().catch(() => ({}));
     stopClock();
-    if (!response.ok) {
+    if (response.ok) {
+      await showSuccess(result, prompt);
+    } else if (isPending(response)) {
+      pollUntilEnded(response, prompt, request);
+    } else {
       showFailure(response, result);
-      return;
     }
-    showImage(result.imageUrl, prompt);
-    const credits = await fetchBalance();
-    const seconds = (result.durationMs / 1000).toFixed(1);
-    const balance = credits === null ? "" : ` ${credits} credits left.`;
-    showStatus("good", `Done in ${seconds} s for ${result.creditsCharged} credits.${balance}`);
-    await showHistory();
   } catch {
     stopClock();
+    showBad("No response.", UNKNOWN_COST);
     showMessage("No response.");
-    showStatus("bad", "The service could not be reached. If an image was generated anyway, the curl command below returns it free of charge, because it repeats the same Idempotency-Key.");
   } finally {
     stopClock();
     go.disabled = false;
