@@ -14,6 +14,7 @@ import yaml
 from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 __all__ = [
+    "DEFAULT_ROUTE",
     "PROJECT_ROOT",
     "TEMPLATE_PATH",
     "Cors",
@@ -52,6 +53,21 @@ class Route:
 
     method: str
     path: str
+
+    @property
+    def key(self) -> str:
+        """What API Gateway calls it in an event."""
+        return self.path if self == DEFAULT_ROUTE else f"{self.method} {self.path}"
+
+
+DEFAULT_ROUTE = Route("ANY", "$default")
+"""The route of the requests that no other route matches."""
+
+
+def _route(properties: Mapping[str, Any]) -> Route:
+    if "Path" not in properties:
+        return DEFAULT_ROUTE
+    return Route(str(properties["Method"]).upper(), str(properties["Path"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +221,7 @@ class Template:
             memory_mb=_whole_number(name, "MemorySize", properties, _DEFAULT_MEMORY_MB),
             environment=_variables(shared) | _variables(own),
             routes=tuple(
-                Route(event["Properties"]["Method"].upper(), event["Properties"]["Path"])
-                for event in events
-                if event["Type"] == "HttpApi"
+                _route(event["Properties"]) for event in events if event["Type"] == "HttpApi"
             ),
             schedules_s=tuple(
                 _period_s(event["Properties"]["Schedule"])

@@ -99,10 +99,16 @@ class Variant:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that all functions share."""
-        found: dict[str, str] = self.resolved(self._document["Globals"]["Function"])["Environment"][
-            "Variables"
-        ]
+        """The variables that all functions share.
+
+        Raises:
+            Unresolvable: they don't share them.
+        """
+        functions = self.resources("AWS::Serverless::Function").values()
+        first, *others = (each["Properties"]["Environment"]["Variables"] for each in functions)
+        if any(other != first for other in others):
+            raise Unresolvable("the functions have different variables")
+        found: dict[str, str] = first
         return found
 
     def resources(self, kind: str | None = None) -> dict[str, dict[str, Any]]:

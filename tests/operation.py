@@ -186,13 +186,13 @@ class _Driver:
 
     def _failures_of_the_model_and_the_store(self) -> None:
         self._open_account("failing", 1000)
-        for failure in ("safety", "bad-key", "overloaded", "no-image"):
+        for failure in ("safety", "bad-key", "overloaded", "no-image", "quota-zero"):
             self._generate(f"A fox [fail:{failure}]", 500)
         # The response to the first put is lost; the second finds an object and checks it.
         self._fail("PutObject", _lost(), after=True)
         self._generate("A fox", 200)
-        # Three puts fail: refunded, deleted in case an object exists after all, and due again.
-        self._fail("PutObject", _unreachable(), _unreachable(), _unreachable())
+        # The responses to three puts are lost: a tombstone decides, and the refund is due again.
+        self._fail("PutObject", _lost(), _lost(), _lost())
         self._generate("A fox", 500)
 
     def _failures_of_the_ledger(self) -> None:

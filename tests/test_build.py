@@ -15,6 +15,7 @@ from pathlib import Path
 
 import botocore.session
 import pytest
+import yaml
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
@@ -24,7 +25,7 @@ from infra.build.cuts import CUTS, is_cut
 from infra.build.descriptions import SERVICES, slimmed
 from infra.build.faults import BuildError
 from infra.build.sizes import report, unzipped_bytes, zipped_bytes
-from infra.template import PROJECT_ROOT, TEMPLATE_PATH, parse
+from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from infra.verify import tools
 
 REQUIREMENTS = Path("infra/requirements/runtime.txt")
@@ -471,17 +472,39 @@ def test_another_clone_elsewhere_builds_the_same_bytes(
 
 
 @pytest.mark.real
-def test_sam_builds_the_same_bytes_for_the_architecture_of_its_parameter(
+def test_sam_builds_the_same_bytes_for_the_architecture_of_its_configuration(
     built: Path, x86_64: Path
 ) -> None:
     sam = str(tools.sam())
-    parameter = ("--parameter-overrides", "Architecture=x86_64")
-    run(sam, "build", "GenerateFunction", *parameter, cwd=built)
+    configure(built, "x86_64")
+    run(sam, "build", "GenerateFunction", cwd=built)
     by_sam = tree(built / ".aws-sam" / "build" / "GenerateFunction")
+    configure(built, "arm64")
     run(sam, "build", "AccountFunction", cwd=built)
 
     assert by_sam == tree(x86_64)
     assert machines(built / ".aws-sam" / "build" / "AccountFunction") == {MACHINES["arm64"]}
+
+
+def configure(root: Path, architecture: str) -> None:
+    """Chooses the architecture as an operator does."""
+    path = root / "samconfig.toml"
+    line = re.compile(r"^Architecture = .*$", re.MULTILINE)
+    text, count = line.subn(f'Architecture = "{architecture}"', path.read_text("utf-8"))
+    assert count == 1
+    path.write_text(text, "utf-8")
+
+
+@pytest.mark.real
+def test_the_template_that_sam_builds_is_yaml_that_cloudformation_reads(built: Path) -> None:
+    """CloudFormation reads no aliases: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/template-formats.html"""
+    run(str(tools.sam()), "build", "AccountFunction", cwd=built)
+    made = (built / ".aws-sam" / "build" / "template.yaml").read_text("utf-8")
+
+    assert not [each for each in yaml.scan(made) if isinstance(each, yaml.AliasToken)]
+    functions = Template(parse(made)).functions()
+    assert functions[0].environment
+    assert all(each.environment == functions[0].environment for each in functions)
 
 
 @pytest.mark.real

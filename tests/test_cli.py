@@ -648,8 +648,8 @@ def test_abandoned_generations_are_refunded_once(run: Run, funded: str, ledger: 
 
     first, second = run("reconcile"), run("reconcile --json")
 
-    assert first == Exited(0, "settled 0, refunded 3, swept 0, failed 0, left 0\n", "")
-    counts = dict.fromkeys(("settled", "refunded", "swept", "failed", "left"), 0)
+    assert first == Exited(0, "settled 0, refunded 3, swept 0, stale 0, failed 0, left 0\n", "")
+    counts = dict.fromkeys(("settled", "refunded", "swept", "stale", "failed", "left"), 0)
     assert document(second) == {**counts, "problems": []}
     assert balance(run, funded) == 100
 
@@ -663,11 +663,14 @@ def test_a_generation_that_cannot_be_reconciled_is_named(
     failed = run("reconcile")
     monkeypatch.setenv("IMAGE_BUCKET", bucket)
 
-    assert (failed.status, failed.out) == (1, "settled 0, refunded 0, swept 0, failed 1, left 0\n")
+    assert (failed.status, failed.out) == (
+        1,
+        "settled 0, refunded 0, swept 0, stale 0, failed 1, left 0\n",
+    )
     row = f"ORG#{funded}/GEN#{stuck.id}"
     assert f"{row} could not be reconciled: StorageUnreachable" in failed.err
     assert "secret prompt" not in failed.err
-    assert run("reconcile").out == "settled 0, refunded 1, swept 0, failed 0, left 0\n"
+    assert run("reconcile").out == "settled 0, refunded 1, swept 0, stale 0, failed 0, left 0\n"
 
 
 @pytest.mark.usefixtures("bucket")
@@ -746,7 +749,7 @@ def test_a_deployed_stack_is_found_by_its_name_alone(
     assert organisation_of(aws, key) == org
     (shown,) = listed["generations"]
     assert shown["imageUrl"] == f"https://images.example/{made.image_key}"
-    assert reconciled.out == "settled 0, refunded 1, swept 0, failed 0, left 0\n"
+    assert reconciled.out == "settled 0, refunded 1, swept 0, stale 0, failed 0, left 0\n"
 
 
 def test_a_stack_that_is_missing_or_not_this_service_is_refused(

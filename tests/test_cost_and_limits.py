@@ -31,7 +31,7 @@ from lib.ledger.reconciliation import ROWS_IN_PARALLEL
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, DUE_SHARDS
 from lib.settings import DEFAULT_MODEL
 from tests.engines import Engine
-from tests.world import World
+from tests.world import Fault, Network, World
 
 GUIDE = Markdown.read(PROJECT_ROOT / "infra" / "docs" / "COST-AND-LIMITS.md")
 TEMPLATE = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
@@ -192,7 +192,7 @@ def bill_of(
         order = world.order(key, prompt, asynchronous=asynchronous)
         try:
             if asynchronous:
-                process.generations.accept(order, world.deadline(), seen)
+                process.jobs.accept(order, world.deadline(), seen)
                 world.deliver(process)
             else:
                 process.generations.generate(order, world.deadline(), seen)
@@ -223,6 +223,23 @@ def test_the_write_units_are_those_of_the_services_own_calls(moto_engine: Engine
         image.of_the_index,
     ]
     assert f"An asynchronous image writes {job.of_the_index:g}:" in GUIDE.words
+
+
+def test_a_tombstone_costs_what_the_guide_says(moto_engine: Engine) -> None:
+    meter = Meter(moto_engine.dynamodb)
+    with World(replace(moto_engine, dynamodb=cast("Any", meter))) as world:
+        killed_at_the_model = Network(strikes_at=1, fault=Fault.KILLED_BEFORE)
+        assert world.request(world.process(killed_at_the_model)) is None
+        meter.writes.clear()
+        world.let_leases_pass()
+        world.reconcile(world.process())
+        assert len(world.stored_keys()) == 1
+        world.let_leases_pass()
+        world.reconcile(world.process())
+        assert world.stored_keys() == set()
+
+    (plain,) = (int(row[-2]) for row in table_with("in all") if row[0] == "a refunded failure")
+    assert f"the store: {sum(meter.writes) - plain} write units more," in GUIDE.words
 
 
 def table_units() -> int:

@@ -3,8 +3,10 @@
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
+from fnmatch import fnmatch
 from typing import Any
 
 import boto3
@@ -129,26 +131,39 @@ def check_options(command: ShellCommand, operation: OperationModel) -> None:
 
 # AWS SAM CLI command reference, 1.170.
 SAM_OPTIONS: Mapping[str, set[str]] = {
-    "build": set(),
-    "deploy": {
-        "--capabilities",
-        "--guided",
-        "--no-execute-changeset",
-        "--parameter-overrides",
-        "--stack-name",
-    },
+    "build": {"--config-env"},
+    "deploy": {"--config-env"},
     "delete": {"--stack-name"},
     "logs": {"--name", "--stack-name", "--start-time"},
 }
 
 
-def test_every_sam_command_has_options_of_sam_and_parameters_of_the_template() -> None:
+def test_every_sam_command_has_options_of_sam() -> None:
     for command in commands_of("sam"):
         assert set(command.options) <= SAM_OPTIONS[command.words[1]]
-        values = dict(each.split("=", 1) for each in command.words if re.match(r"\w+=", each))
+    # What an option sets, the next deployment would forget.
+    assert "--parameter-overrides" not in DEPLOY.text + RUNBOOK.text
+
+
+def test_what_the_guide_writes_into_the_configuration_is_accepted() -> None:
+    written = [tomllib.loads(each.text) for each in DEPLOY.fences if each.language == "toml"]
+
+    assert len(written) > 2
+    for values in written:
+        assert values.keys() <= PARAMETERS.keys()
         for name, value in values.items():
             assert re.fullmatch(PARAMETERS[name].get("AllowedPattern", ".*"), value), name
             assert value in PARAMETERS[name].get("AllowedValues", [value])
+
+
+def test_git_ignores_every_file_that_holds_a_key() -> None:
+    commands = [*commands_of("rm"), *commands_of(OPERATOR)]
+    files = {word for each in commands_of("rm") for word in each.words[1:]}
+    files |= {each.words[each.words.index(">") + 1] for each in commands if ">" in each.words}
+    ignored = (PROJECT_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+    assert len(files) > 2
+    assert [each for each in files if not any(fnmatch(each, line) for line in ignored)] == []
 
 
 def test_every_url_that_curl_requests_is_a_route() -> None:

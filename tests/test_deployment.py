@@ -17,7 +17,7 @@ from samtranslator.translator.translator import (  # type: ignore[import-untyped
     Translator,
 )
 
-from infra.template import PROJECT_ROOT, Function, Template
+from infra.template import PROJECT_ROOT, Function, Route, Template
 from infra.verify import tools
 from lib.settings import Settings
 from tests.cloudformation import DOCUMENT, ON_R2, STACK, Variant
@@ -31,10 +31,16 @@ CHECKOV = PROJECT_ROOT / "infra" / "checkov.yaml"
 CHECKS_TAKE_S = 300
 
 
-def translated(parameters: Mapping[str, object]) -> dict[str, Any]:
-    """The template that SAM sends to CloudFormation, after ``sam deploy`` uploaded the code."""
-    template = json.loads(json.dumps(DOCUMENT))
+def with_code() -> dict[str, Any]:
+    """The template after ``sam deploy`` uploaded the code."""
+    template: dict[str, Any] = json.loads(json.dumps(DOCUMENT))
     template["Globals"]["Function"]["CodeUri"] = "s3://artifacts/code.zip"
+    return template
+
+
+def translated(parameters: Mapping[str, object]) -> dict[str, Any]:
+    """The template that CloudFormation deploys."""
+    template = with_code()
     defaults = {name: each["Default"] for name, each in template["Parameters"].items()}
     # The template names no managed policy, so the translator needs to know none.
     translator = Translator({}, Parser(), boto_session=boto3.Session(region_name="us-east-1"))
@@ -42,6 +48,49 @@ def translated(parameters: Mapping[str, object]) -> dict[str, Any]:
         template, parameter_values={**defaults, **parameters}
     )
     return found
+
+
+# Runs in SAM's own environment: standard input is a list of choices of parameters; standard output
+# has, for each, the versions that are published. The first half is what CloudFormation's
+# AWS::LanguageExtensions does; SAM's commands do it only when asked.
+PUBLISHED = """
+import json, sys
+from boto3 import Session
+from samcli.lib.cfn_language_extensions.sam_integration import expand_language_extensions
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+
+template, choices = json.load(sys.stdin)
+defaults = {name: str(each["Default"]) for name, each in template["Parameters"].items()}
+for chosen in choices:
+    values = {**defaults, **chosen}
+    pseudo = {"AWS::Region": "us-east-1", "AWS::StackName": "pictures"}
+    expanded = expand_language_extensions(template, {**values, **pseudo}, enabled=True)
+    assert expanded.had_language_extensions
+    translator = Translator({}, Parser(), boto_session=Session(region_name="us-east-1"))
+    made = translator.translate(expanded.expanded_template, parameter_values=values)
+    versions = {
+        each["Properties"]["FunctionName"]["Ref"]: name
+        for name, each in made["Resources"].items()
+        if each["Type"] == "AWS::Lambda::Version"
+    }
+    print(json.dumps(versions))
+"""
+
+
+def published(*choices: Mapping[str, object]) -> list[dict[str, str]]:
+    """The logical ids of the published versions, by function, for each choice of parameters."""
+    chosen = [{name: str(value) for name, value in each.items()} for each in choices]
+    done = subprocess.run(  # noqa: S603 - our own command
+        [str(tools.sam().with_name("python")), "-c", PUBLISHED],
+        input=json.dumps([with_code(), chosen]),
+        timeout=CHECKS_TAKE_S,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 class Translation:
@@ -121,7 +170,7 @@ def test_every_event_invokes_the_live_alias_of_a_published_version(
     assert versions[version]["Properties"]["FunctionName"] == {"Ref": function.name}
     paths = translation.document["Resources"]["HttpApi"]["Properties"]["Body"]["paths"]
     for route in function.routes:
-        integration = paths[route.path][route.method.lower()]["x-amazon-apigateway-integration"]
+        integration = paths[route.path][verb_of(route)]["x-amazon-apigateway-integration"]
         assert f"${{{alias}}}" in integration["uri"]["Fn::Sub"]
     (rule,) = translation.of_kind("Events::Rule").values()
     assert bool(function.schedules_s) is (rule["Properties"]["Targets"][0]["Arn"] == {"Ref": alias})
@@ -131,9 +180,14 @@ def test_every_event_invokes_the_live_alias_of_a_published_version(
 
 def test_the_api_has_exactly_the_routes_of_the_functions(translation: Translation) -> None:
     paths = translation.document["Resources"]["HttpApi"]["Properties"]["Body"]["paths"]
-    made = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    made = {(method, path) for path, methods in paths.items() for method in methods}
 
-    assert made == {(route.method, route.path) for each in FUNCTIONS for route in each.routes}
+    assert made == {(verb_of(route), route.path) for each in FUNCTIONS for route in each.routes}
+
+
+def verb_of(route: Route) -> str:
+    """What API Gateway's OpenAPI calls the method of a route."""
+    return "x-amazon-apigateway-any-method" if route.method == "ANY" else route.method.lower()
 
 
 def test_sam_creates_only_the_role_that_shifts_traffic(translation: Translation) -> None:
@@ -149,6 +203,49 @@ def test_the_architecture_and_snapstart_are_passed_on() -> None:
         made = chosen.properties(function.name)
         assert made["Architectures"] == ["x86_64"]
         assert ("SnapStart" in made) is bool(function.routes)
+
+
+ALL = {each.name for each in FUNCTIONS}
+WITH_ROUTES = {each.name for each in FUNCTIONS if each.routes}
+# The functions of which a new value publishes a version.
+PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
+    "the model": ({"GeminiModel": "another-model"}, ALL),
+    "the suffix": ({"ImageKeySuffix": "true"}, ALL),
+    "the images' domain": (
+        {"ImageDomainName": "images.example", "ImageCertificateArn": "arn:aws:acm:certificate"},
+        ALL,
+    ),
+    "R2": (ON_R2, ALL),
+    "the keys' prefix": ({"OrgSecretPrefix": "staging/orgs/"}, ALL),
+    "the architecture": ({"Architecture": "x86_64"}, ALL),
+    "SnapStart": ({"SnapStart": "On"}, WITH_ROUTES),
+    "the reserved concurrency": ({"ReservedConcurrency": "20"}, {"GenerateFunction"}),
+    "the API's domain": (
+        {"ApiDomainName": "api.example", "ApiCertificateArn": "arn:aws:acm:certificate"},
+        set(),
+    ),
+    "the rate": ({"ThrottleRate": "50"}, set()),
+    "the burst": ({"ThrottleBurst": "50"}, set()),
+    "the workers": ({"WorkerConcurrency": "20"}, set()),
+    "the alarms' address": ({"AlarmEmail": "pager@example.com"}, set()),
+    "the logs": ({"LogRetentionDays": "90"}, set()),
+    "the pace": (CANARY, set()),
+}
+
+
+def test_a_changed_parameter_publishes_a_version_of_every_function_that_reads_it() -> None:
+    """Otherwise ``live`` would keep the old value beside a role that has the new one's rights."""
+    choices = [chosen for chosen, _ in PUBLISHES.values()]
+
+    before, again, *after = published({}, {}, *choices)
+
+    assert before.keys() == ALL
+    assert before == again
+    changed = [{name for name in ALL if each[name] != before[name]} for each in after]
+    assert dict(zip(PUBLISHES, changed, strict=True)) == {
+        name: functions for name, (_, functions) in PUBLISHES.items()
+    }
+    assert {name for chosen in choices for name in chosen} == DOCUMENT["Parameters"].keys()
 
 
 def test_an_alarm_during_a_deployment_rolls_it_back() -> None:

@@ -30,7 +30,9 @@ from lib.deadline import (
     WORKER_LEASE_S,
 )
 from lib.http.contract import OPERATIONS
+from lib.http.docs.outcomes import outcomes
 from lib.http.models import MAX_PROMPT_CHARACTERS
+from lib.http.openapi import openapi
 from lib.keys.verification import CACHE_S
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.settings import DEFAULT_MODEL
@@ -110,7 +112,7 @@ class Reader:
                 assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"no make {target}"
             case ["aws", "secretsmanager", "put-secret-value", "--secret-id", _, *value]:
                 assert value == ["--secret-string", "file://gemini-api-key.txt"]
-            case ["sam", "build"] | ["sam", "deploy", "--guided"]:
+            case ["sam", "build"] | ["sam", "deploy"]:
                 pass  # tests/test_build.py and tests/test_deployment.py run these.
             case _:
                 raise UnknownCommandError(command)
@@ -213,9 +215,23 @@ def test_a_command_of_another_kind_is_rejected(reader: Reader) -> None:
 
 
 def test_the_routes_are_those_of_the_contract() -> None:
-    (rows,) = README.section("The API").tables
+    rows, _ = README.section("The API").tables
 
     assert {row[0] for row in rows[1:]} == {f"{each.method} {each.path}" for each in OPERATIONS}
+
+
+def test_the_costs_of_outcomes_are_those_of_the_reference() -> None:
+    _, (_, *rows) = README.section("The API").tables
+    costs = {row[0]: row[1] for row in rows}
+    all_outcomes = outcomes(openapi("https://here"))
+
+    held = {each.code for each in all_outcomes if "held" in each.credits_charged and each.code}
+    unknown = {each.status for each in all_outcomes if each.credits_charged == "unknown"}
+    assert held == {"outcome_pending"}
+    assert costs["500 `outcome_pending"] == f"{CREDITS_PER_IMAGE}, held"
+    assert unknown == {"500", "503", "none"}
+    assert costs["500, 503 of API Gateway itself; no response"] == "unknown"
+    assert [cost for cost in costs.values() if cost == "0"] == ["0", "0"]
 
 
 def test_its_figures_are_those_of_the_code() -> None:

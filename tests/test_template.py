@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
 import pytest
 
-from infra.template import Cors, Route, Template, TemplateError, parse
+from infra.template import PROJECT_ROOT, Cors, Route, Template, TemplateError, parse
 from lib.deadline import (
     AFTER_MODEL_S,
     FUNCTION_TIMEOUT_S,
@@ -25,6 +26,13 @@ from tests.operation import Recording, recorded
 
 TEMPLATE = Template.from_file()
 FUNCTIONS = {each.handler.split(".")[1]: each for each in TEMPLATE.functions()}
+CONFIGURATION: Mapping[str, Any] = {
+    name: each
+    for name, each in tomllib.loads(
+        (PROJECT_ROOT / "samconfig.toml").read_text(encoding="utf-8")
+    ).items()
+    if name != "version"
+}
 # A quota of HTTP APIs that can't be raised.
 GATEWAY_TIMEOUT_S = 30
 # Every choice that a condition of the template asks for.
@@ -256,7 +264,7 @@ def test_every_condition_is_used_and_can_be_true_or_false() -> None:
         for parameters in VARIANTS
         for name in conditions
     }
-    text = json.dumps([DOCUMENT["Globals"], DOCUMENT["Resources"], DOCUMENT["Outputs"]])
+    text = json.dumps([DOCUMENT["Resources"], DOCUMENT["Outputs"]])
 
     assert outcomes == set(product(conditions, [False, True]))
     for name in conditions:
@@ -308,6 +316,33 @@ def test_with_r2_there_is_no_bucket_and_no_distribution() -> None:
 )
 def test_half_a_configuration_is_refused(parameters: dict[str, object]) -> None:
     assert Variant(DOCUMENT, parameters).refused()
+
+
+# The configuration of a deployment, which an operator edits
+
+
+@pytest.mark.parametrize("environment", CONFIGURATION)
+def test_the_configuration_gives_every_parameter_a_value_that_is_accepted(environment: str) -> None:
+    """Without one, the stack would keep the value of an earlier deployment."""
+    chosen = CONFIGURATION[environment]["global"]["parameters"]["parameter_overrides"]
+
+    assert chosen.keys() == DOCUMENT["Parameters"].keys()
+    for name, value in chosen.items():
+        parameter = DOCUMENT["Parameters"][name]
+        assert re.fullmatch(parameter.get("AllowedPattern", ".*"), value), name
+        assert value in map(str, parameter.get("AllowedValues", [value])), name
+    assert Variant(DOCUMENT, chosen).refused() == []
+
+
+@pytest.mark.parametrize("environment", CONFIGURATION)
+def test_a_deployment_needs_no_option_and_no_answer(environment: str) -> None:
+    build_and_deploy, deploy = (
+        CONFIGURATION[environment][command]["parameters"] for command in ("global", "deploy")
+    )
+
+    assert {"stack_name", "region"} < build_and_deploy.keys()
+    assert deploy["resolve_s3"] is True
+    assert set(deploy["capabilities"]) == {"CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"}
 
 
 # Alarms and the dashboard
@@ -524,8 +559,6 @@ def test_no_secret_is_a_parameter_or_in_the_environment(variant: Variant) -> Non
     assert '"NoEcho"' not in text
     assert '"SecretString"' not in text
     assert variant.environment()["GEMINI_API_KEY_SECRET"].startswith("arn:aws:secretsmanager:")
-    functions = properties_of(variant, "AWS::Serverless::Function").values()
-    assert not [each for each in functions if "Environment" in each]
 
 
 def test_concurrency_and_snapstart_are_off_unless_chosen() -> None:
