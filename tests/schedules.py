@@ -29,6 +29,7 @@ class Actor:
     strikes_at: int | None = None
     fault: Fault | None = None
     model_takes_s: float = 0
+    clock_ahead_s: float = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class _Running:
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
         network = Network(actor.strikes_at, actor.fault, before_each=self._before)
-        process = world.process(network, model_takes_s=actor.model_takes_s)
+        process = world.process(
+            network, model_takes_s=actor.model_takes_s, clock_ahead_s=actor.clock_ahead_s
+        )
         self._thread = threading.Thread(target=self._run, args=(actor, world, process))
 
     def start(self) -> None:

@@ -273,6 +273,24 @@ def test_only_a_failure_that_is_not_the_prompts_gives_its_place_in_the_minute_ba
     assert isinstance(world.request(world.process()), RateLimited if limited else Finished)
 
 
+@pytest.mark.parametrize("half", ["generation", "account"])
+def test_the_audit_finds_a_restored_table_that_holds_half_of_a_reservation(
+    world: World, half: str
+) -> None:
+    table, before = world.engine.dynamodb, world.rows()
+    reserve(world)
+    (row,) = (each for each in world.rows() if each["sk"]["S"].startswith("GEN#"))
+    if half == "generation":
+        (account,) = (each for each in before if each["sk"]["S"] == "ACCOUNT")
+        table.put_item(TableName=world.table, Item=account)
+    else:
+        table.delete_item(TableName=world.table, Key={name: row[name] for name in ("pk", "sk")})
+    assert world.audit().drift == (5 if half == "generation" else -5)
+    # The reconciler neither hides it nor adds to it.
+    world.settle_down()
+    assert world.audit().drift == (5 if half == "generation" else -5)
+
+
 @pytest.mark.parametrize("behind_s", [0, 60])
 def test_a_place_is_not_given_back_to_a_later_minute(new_world: NewWorld, behind_s: int) -> None:
     world = new_world(rate_limit=1)

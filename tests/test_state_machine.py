@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lib.deadline import JOB_WAITS_S, LEASE_S, WORKER_LEASE_S
+from lib.deadline import JOB_WAITS_S, LEASE_S, QUEUED_WITHIN_S, WORKER_LEASE_S
 from lib.errors import (
     ContentRejected,
     GenerationFailed,
@@ -49,11 +49,24 @@ class Open:
     """An open reservation of a job or of a dead sandbox. When its lease has expired, the reconciler
     settles it if its image is ``stored``, and refunds it if not."""
 
+    created_at: int
     expires_at: float
     stored: bool
     key: str | None
     asynchronous: bool = False
     message: str | None = None
+
+    @property
+    def queued(self) -> bool:
+        """Whether its lease shows that a job is in the queue, or with a worker."""
+        return self.asynchronous and self.expires_at - self.created_at > LEASE_S
+
+    @property
+    def waits_until(self) -> float:
+        """When a repeated request may end it."""
+        if self.asynchronous and not self.queued:
+            return self.created_at + QUEUED_WITHIN_S
+        return self.expires_at
 
 
 class Money(RuleBasedStateMachine):
@@ -115,12 +128,35 @@ class Money(RuleBasedStateMachine):
         self.freed.discard(job.key)
         self.open.append(job)
 
+    def met(self, key: str | None, *, asynchronous: bool) -> str:
+        """What a request finds under its key; an earlier reservation may end by that."""
+        earlier = self.opened(key)
+        if earlier is None:
+            return "free"
+        over = self.world.clock.now_s > earlier.waits_until
+        if asynchronous and earlier.queued and not over:
+            return "accepted"
+        if not (earlier.stored or over):
+            return "in flight"
+        self.open.remove(earlier)
+        if earlier.stored:
+            return "settled"
+        self.credits += PRICE
+        return "ended"
+
     def settled(self, ended: Open) -> None:
         self.open.remove(ended)
         if ended.key is not None:
             replay = self.world.request(self.world.process(), ended.key)
             assert isinstance(replay, Finished)
             self.urls[ended.key] = replay.image_url
+
+    def replayed(self, key: str | None, answer: object) -> None:
+        """Records the image that a repeated request found stored, and settled."""
+        assert isinstance(answer, Finished)
+        assert answer.replayed
+        assert key is not None
+        self.urls[key] = answer.image_url
 
     def refunded(self, ended: Open) -> None:
         self.open.remove(ended)
@@ -141,18 +177,22 @@ class Money(RuleBasedStateMachine):
     def ask(self, key: str | None) -> None:
         spent = self.extra_calls(key)
         process = self.world.process()
+        met = self.met(key, asynchronous=False)
         answer = self.world.request(process, key)
         if key in self.urls:
             assert isinstance(answer, Finished)
             assert (answer.replayed, answer.image_url) == (True, self.urls[key])
-        elif self.in_flight(key):
+        elif met == "settled":
+            self.replayed(key, answer)
+        elif met == "in flight":
             assert isinstance(answer, GenerationInFlight)
         elif self.credits < PRICE:
             assert isinstance(answer, InsufficientCredits)
             assert answer.remaining == self.credits
         else:
             assert isinstance(answer, Finished)
-            assert len(process.network.calls) == SETTLE + 1 + spent
+            if met == "free":
+                assert len(process.network.calls) == SETTLE + 1 + spent
             self.minute = self.minute_now()
             self.credits -= PRICE
             if key is not None:
@@ -190,7 +230,8 @@ class Money(RuleBasedStateMachine):
         self.freed.discard(key)
         self.credits -= PRICE
         if done <= SETTLE:
-            self.open.append(Open(expires_at, stored=done > PUT, key=key))
+            created_at = expires_at - LEASE_S
+            self.open.append(Open(created_at, expires_at, stored=done > PUT, key=key))
         elif key is not None:
             replay = self.world.request(self.world.process(), key)
             assert isinstance(replay, Finished)
@@ -213,15 +254,17 @@ class Money(RuleBasedStateMachine):
     @rule(key=st.none() | KEYS)
     def accept(self, key: str | None) -> None:
         self.extra_calls(key)
-        earlier = self.opened(key)
+        met = self.met(key, asynchronous=True)
         answer = self.world.accept(self.world.process(), key)
         if key in self.urls:
             assert isinstance(answer, Finished)
             assert (answer.replayed, answer.image_url) == (True, self.urls[key])
-        elif earlier is not None and earlier.asynchronous:
+        elif met == "settled":
+            self.replayed(key, answer)
+        elif met == "accepted":
             assert isinstance(answer, Accepted)
             assert answer.replayed
-        elif earlier is not None:
+        elif met == "in flight":
             assert isinstance(answer, GenerationInFlight)
         elif self.credits < PRICE:
             assert isinstance(answer, InsufficientCredits)
@@ -229,8 +272,8 @@ class Money(RuleBasedStateMachine):
             assert isinstance(answer, Accepted)
             assert not answer.replayed
             message = self.world.mailbox.messages[-1]
-            expires_at = self.now_s() + JOB_WAITS_S
-            job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)
+            now_s, stored = self.now_s(), False
+            job = Open(now_s, now_s + JOB_WAITS_S, stored, key, asynchronous=True, message=message)
             self.reserved(self.minute_now(), job)
 
     @precondition(lambda self: self.credits >= PRICE)
@@ -245,8 +288,8 @@ class Money(RuleBasedStateMachine):
             return
         lease_s = JOB_WAITS_S if done > EXTEND_FOR_THE_QUEUE else LEASE_S
         message = self.world.mailbox.messages[-1] if done > SEND else None
-        expires_at = self.now_s() + lease_s
-        job = Open(expires_at, stored=False, key=key, asynchronous=True, message=message)
+        now_s, stored = self.now_s(), False
+        job = Open(now_s, now_s + lease_s, stored, key, asynchronous=True, message=message)
         self.reserved(self.minute_now(), job)
 
     @precondition(lambda self: self.credits >= PRICE)
@@ -270,7 +313,7 @@ class Money(RuleBasedStateMachine):
         assert self.world.work(process, message)
         if job is None:
             assert len(process.network.calls) == EXTEND + 1
-        elif fails:
+        elif fails and not job.stored:
             self.refunded(job)
         else:
             self.settled(job)
@@ -279,15 +322,16 @@ class Money(RuleBasedStateMachine):
     @rule(which=st.integers(0, 7), call=st.integers(EXTEND, SETTLE), fault=DEATHS)
     def die_working(self, which: int, call: int, fault: Fault) -> None:
         message, job = self.sent(which)
+        # A redelivery looks into the store first, and twice if there is something.
+        looks = 1 if self.world.deliveries[message] else 0
         self.world.work(self.world.process(Network(call, fault)), message)
         done = call + (1 if fault is Fault.KILLED_AFTER else 0)
         if job is None or done <= EXTEND:
             return
         job.expires_at = self.now_s() + WORKER_LEASE_S
-        # One more call checks whose image is stored already.
-        if done > SETTLE + (1 if job.stored else 0):
+        if done > SETTLE + (0 if job.stored else looks):
             self.settled(job)
-        elif done > PUT:
+        elif done > PUT + looks:
             job.stored = True
 
     @rule(seconds=st.sampled_from([1, 30, 70, WORKER_LEASE_S, JOB_WAITS_S]))

@@ -330,8 +330,9 @@ class World:
         network: Network | None = None,
         failure: Exception | None = None,
         model_takes_s: float = 0,
+        clock_ahead_s: float = 0,
     ) -> Sandbox:
-        """A new sandbox; ``failure`` is what its model raises."""
+        """A new sandbox; ``failure`` is what its model raises, and its clock may be wrong."""
         network = network or Network()
         network.on_timeout = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
         dynamodb: Any = NetworkClient(self.engine.dynamodb, "dynamodb", network)
@@ -340,18 +341,22 @@ class World:
         queue = JobQueue(sqs, "https://queue.example", self.clock.sleep)
         # Always half of the longest pause: a test must be deterministic.
         table = Table(dynamodb, self.table, self.clock.sleep, jitter=lambda: 0.5)
-        ledger = Ledger(table, self.clock)
+
+        def clock() -> float:
+            return self.clock() + clock_ahead_s
+
+        ledger = Ledger(table, clock)
         images = Images(lambda: s3, self.engine.bucket, BASE_URL, self.clock.sleep)
         model = PaintedModel(network, failure, lambda: self.clock.sleep(model_takes_s))
-        generations = Generations(ledger, model, images, clock=self.clock)
+        generations = Generations(ledger, model, images, clock=clock)
         return Sandbox(
             network=network,
             ledger=ledger,
-            accounts=Accounts(table, self.clock),
+            accounts=Accounts(table, clock),
             images=images,
             generations=generations,
-            jobs=Jobs(generations, ledger, images, queue, self.clock),
-            reconciler=Reconciler(ledger, images, self.clock),
+            jobs=Jobs(generations, ledger, images, queue, clock),
+            reconciler=Reconciler(ledger, images, clock),
         )
 
     def order(

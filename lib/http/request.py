@@ -66,7 +66,7 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
     """
     try:
         # PowerShell puts a byte order mark before JSON.
-        text = body.decode("utf-8-sig")
+        text = body.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as fault:
         raise InvalidRequest("invalid_encoding", "The request body must be UTF-8 text") from fault
     try:
