@@ -5,7 +5,6 @@ not buy a square.
 """
 
 import re
-import unicodedata
 from difflib import get_close_matches
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,15 +22,15 @@ _SYNONYMS = {"size": "aspectRatio", "imageconfig": "aspectRatio", "dimensions": 
 _SIMILAR_ENOUGH = 0.55
 MAX_FIELD_NAME_CHARACTERS = 64
 
-# Blank characters that Unicode puts among letters, marks and symbols: the fillers, the grapheme
-# joiner, variation selectors (DerivedCoreProperties.txt, Default_Ignorable_Code_Point), and the
-# empty braille pattern.
-_BLANKS = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef]"
+# White space, control characters, the code points that Unicode tells renderers to ignore
+# (DerivedCoreProperties.txt, Default_Ignorable_Code_Point), and the empty braille pattern.
+_INVISIBLE = (
+    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# Unassigned code points count as visible: an emoji may be newer than this Python's tables.
-_INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+# One expression for the code and for the OpenAPI document.
+_VISIBLE = re.compile(f"[^{_INVISIBLE}]")
 
 
 class GenerateRequest(BaseModel):
@@ -44,7 +43,7 @@ class GenerateRequest(BaseModel):
         max_length=MAX_PROMPT_CHARACTERS,
         description="Description of the image, in plain language",
         # A prompt without a visible character is rejected like an empty one.
-        json_schema_extra={"pattern": r"\S"},
+        json_schema_extra={"pattern": _VISIBLE.pattern},
     )
     aspectRatio: AspectRatio = Field(  # noqa: N815 - the name of the JSON field
         default=AspectRatio.SQUARE, description="Aspect ratio of the image, width to height"
@@ -85,7 +84,7 @@ def _validated(fields: dict[str, object]) -> GenerateRequest:
         InvalidRequest: as above.
     """
     prompt = fields.get("prompt")
-    if not isinstance(prompt, str) or not _has_visible_character(prompt):
+    if not isinstance(prompt, str) or _VISIBLE.search(prompt) is None:
         raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InvalidRequest(
@@ -105,14 +104,6 @@ def _validated(fields: dict[str, object]) -> GenerateRequest:
             raise InvalidRequest("invalid_aspect_ratio", sentence) from fault
         sentence = "The prompt must be valid Unicode text"
         raise InvalidRequest("invalid_prompt", sentence) from fault
-
-
-def _has_visible_character(text: str) -> bool:
-    return any(
-        unicodedata.category(character) not in _INVISIBLE_CATEGORIES
-        and not _BLANKS.match(character)
-        for character in text
-    )
 
 
 def _unknown_field(name: str) -> str:
