@@ -129,12 +129,6 @@ def one_image_for_the_key(world: World, answers: dict[str, Any]) -> None:
     a_retry_gets_the_one_image(world, answers)
 
 
-def at_most_one_charge_for_the_key(world: World, answers: dict[str, Any]) -> None:
-    """As above; a clock that is ahead ends the other one's reservation, and makes its own."""
-    sound(world, answers)
-    assert len(urls(world, Status.SETTLED)) <= 1
-
-
 def at_most_one_got_it(world: World, answers: dict[str, Any]) -> None:
     sound(world, answers)
     counts = Counter(type(each) for each in answers.values())
@@ -261,15 +255,6 @@ SCENES = {
     ),
     "a request whose clock is 90 s ahead and the reconciler": _scene(
         (Actor("request", ask, clock_ahead_s=90), Actor("reconciler", reconcile_later))
-    ),
-    "two requests with one key, one of whose clocks is 90 s ahead": _scene(
-        (Actor("first", ask_with_key), Actor("second", ask_with_key, clock_ahead_s=90)),
-        at_most_one_charge_for_the_key,
-    ),
-    "a late delivery and a reconciler whose clock is 90 s behind": _scene(
-        (Actor("worker", deliver), Actor("reconciler", reconcile_later, clock_ahead_s=-90)),
-        every_job_ends,
-        prepare=accepted_before,
     ),
 }
 # The limit of preemptions where all orders would take minutes.
