@@ -260,7 +260,7 @@ SCENES = {
 # The limit of preemptions where all orders would take minutes.
 SWITCHES = {
     "an acceptor in doubt about its message and a worker": 2,
-    "a late delivery and the reconciler": 3,
+    "a late delivery and the reconciler": 2,
     "a late delivery and the reconciler, which runs again": 2,
 }
 
