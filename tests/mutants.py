@@ -331,9 +331,10 @@ MUTANTS = (
     ),
     in_endings(
         "leave the tombstone for ever",
-        WORKER + "test_a_refund_whose_response_was_lost_is_made_once",
-        "if in_doubt or revisit else None",
-        "if revisit else None",
+        "tests/test_reconciliation.py::test_no_image_can_arrive_after_the_refund_and_nothing_is_left"
+        "_a_lease_later[moto]",
+        "revisit = revisit or in_doubt or now_s >= (generation.due_at or 0)",
+        "revisit = False",
     ),
     in_generation(
         "refund a request without asking the store",
@@ -370,13 +371,13 @@ MUTANTS = (
     in_generation(
         "do not revisit a refunded job that may be in the queue",
         ENDINGS + "test_the_image_of_a_job_that_was_refunded_when_queueing_it_is_removed[moto]",
-        "revisit=may_be_queued or isinstance(failure, KeyTaken)",
-        "revisit=isinstance(failure, KeyTaken)",
+        "revisit=is_job or may_be_queued or isinstance(failure, KeyTaken)",
+        "revisit=is_job or isinstance(failure, KeyTaken)",
     ),
     in_generation(
         "do not revisit a refunded job whose key a tombstone took",
         RECONCILIATION + "test_a_job_that_begins_while_it_is_given_up_is_left_to_its_worker[moto]",
-        "revisit=may_be_queued or isinstance(failure, KeyTaken)",
+        "revisit=is_job or may_be_queued or isinstance(failure, KeyTaken)",
         "revisit=may_be_queued",
     ),
     # Repeat

@@ -555,8 +555,7 @@ def test_a_retry_after_a_job_was_given_up_makes_a_new_one(world: World) -> None:
 
 def test_a_refund_whose_response_was_lost_is_made_once(world: World) -> None:
     message = accept(world)
-    # The tombstone comes first.
-    in_doubt = world.process(Network(MODEL + 2, Fault.LOST_THEN_OUTAGE), failure=ContentRejected())
+    in_doubt = world.process(Network(MODEL + 1, Fault.LOST_THEN_OUTAGE), failure=ContentRejected())
     world.work(in_doubt, message)
     world.work(world.process(), message)
     assert_ended(world, Status.REFUNDED)
