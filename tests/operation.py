@@ -28,10 +28,11 @@ from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.template import Function, Template
 from lib.deadline import Deadline
-from lib.keys.format import new_key
+from lib.keys.format import new_key, parse_key
 from lib.keys.key_ring import KeyRing
 from lib.ledger.accounts import Accounts
-from lib.ledger.rows import Grant
+from lib.ledger.ledger import Ledger
+from lib.ledger.rows import Generation, Grant
 from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
 from tests.cloudformation import DOCUMENT, Variant
@@ -45,6 +46,8 @@ HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
 R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
+# A prompt with this text loses its reservation while the model draws.
+REFUNDED_MEANWHILE = "[refunded meanwhile]"
 _HANDLERS = ("account", "generate", "reconcile", "worker")
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
 _TRANSACTED = {
@@ -91,7 +94,6 @@ def recorded(*, on_r2: bool = False) -> Iterator[Recording]:
     with contextlib.ExitStack() as running:
         aws = running.enter_context(EmbeddedAws())
         stand_in = running.enter_context(GeminiStandIn())
-        stand_in.answer_with(_small_picture)
         variant = _deployed(aws, on_r2=on_r2)
         environment = {
             **variant.environment(),
@@ -102,6 +104,7 @@ def recorded(*, on_r2: bool = False) -> Iterator[Recording]:
         }
         functions = Template(DOCUMENT).functions()
         driver = _Driver(Recording(variant), aws, functions)
+        stand_in.answer_with(driver.draw)
         running.enter_context(_sessions_of(driver))
         running.enter_context(_environment(environment))
         log = io.StringIO()
@@ -202,6 +205,9 @@ class _Driver:
         self._generate("A fox [fail:safety]", 409, idempotency_key="two")
         self._fail("UpdateItem", _refused())
         self._generate("A fox", 200)
+        # The image of a generation that is refunded meanwhile is deleted.
+        self._open_account("late", 1000)
+        self._generate(f"A fox {REFUNDED_MEANWHILE}", 500)
 
     def _due_rows(self) -> None:
         self._expire("failing")
@@ -232,6 +238,11 @@ class _Driver:
         self._generate("A dog", 202, prefer="respond-async")
         self._fail("PutObject", _lost(), after=True)
         assert self._work(self._next_job()) == []
+        self._generate(f"A crow {REFUNDED_MEANWHILE}", 202, prefer="respond-async")
+        assert self._work(self._next_job()) == []
+        # A delivery that dies before it stores anything leaves the job to the next one.
+        self._generate("A newt", 202, prefer="respond-async")
+        assert self._work(self._next_job(), deliveries=2) == []
         # A job that can't be queued is refunded immediately.
         self._fail("SendMessage", _refused())
         self._generate("An owl", 500, prefer="respond-async")
@@ -243,9 +254,10 @@ class _Driver:
         queue.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         return message["Body"]
 
-    def _work(self, body: str) -> list[str]:
+    def _work(self, body: str, *, deliveries: int = 1) -> list[str]:
         """The messages that the worker reports as failed."""
-        event = {"Records": [{"messageId": "a-message", "body": body}]}
+        attributes = {"ApproximateReceiveCount": str(deliveries)}
+        event = {"Records": [{"messageId": "a-message", "body": body, "attributes": attributes}]}
         answer = self._call("handlers.worker.handler", event)
         return [each["itemIdentifier"] for each in answer["batchItemFailures"]]
 
@@ -313,16 +325,34 @@ class _Driver:
         prefix = self._environment["ORG_SECRET_PREFIX"]
         self._key = KeyRing(self._aws.client("secretsmanager"), prefix).issue(organisation).key
 
+    def draw(self, request: ModelRequest) -> ModelResponse | None:
+        """A picture of one colour; the stand-in handles prompts with a failure directive."""
+        prompt = json.dumps(request.body)
+        if "[fail:" in prompt:
+            return None
+        if REFUNDED_MEANWHILE in prompt:
+            self._refund_what_is_reserved()
+        return _small_picture()
+
+    def _refund_what_is_reserved(self) -> None:
+        """Does what a reconciler does that found every lease of the organisation expired."""
+        ledger = Ledger(Table(self._aws.client("dynamodb"), self._table))
+        for row in self._rows(parse_key(self._key) or ""):
+            if row.get("status") == {"S": "reserved"}:
+                ledger.refund(Generation.from_item(row), "timed_out", Deadline(10))
+
     def _expire(self, organisation: str) -> None:
         """Makes every row of the organisation due now."""
-        rows = self._aws.client("dynamodb").query(
+        for row in self._rows(organisation):
+            if "dueShard" in row:
+                self._change(organisation, row["sk"]["S"], "SET dueAt = :value", 1)
+
+    def _rows(self, organisation: str) -> list[Any]:
+        return self._aws.client("dynamodb").query(
             TableName=self._table,
             KeyConditionExpression="pk = :pk",
             ExpressionAttributeValues={":pk": {"S": f"ORG#{organisation}"}},
         )["Items"]
-        for row in rows:
-            if "dueShard" in row:
-                self._change(organisation, row["sk"]["S"], "SET dueAt = :value", 1)
 
     def _change(self, organisation: str, sort_key: str, change: str, value: int) -> None:
         self._aws.client("dynamodb").update_item(
@@ -457,10 +487,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             gc.collect()
 
 
-def _small_picture(request: ModelRequest) -> ModelResponse | None:
-    """A picture of one colour; the stand-in handles prompts with a failure directive."""
-    if "[fail:" in json.dumps(request.body):
-        return None
+def _small_picture() -> ModelResponse:
     data = base64.b64encode(small_picture(AspectRatio.SQUARE)).decode()
     content = {"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
