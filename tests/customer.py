@@ -21,8 +21,7 @@ import pytest
 from PIL import Image
 
 from handlers.dependencies import Dependencies
-from infra.local.gemini_stand_in import Answer as ModelAnswer
-from infra.local.gemini_stand_in import Received
+from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from lib.settings import Settings
 from tests.stacks import new_stack
@@ -252,7 +251,7 @@ def positive(text: str) -> int:
 
 
 @cache
-def plain_answer(ratio: str) -> ModelAnswer:
+def plain_answer(ratio: str) -> ModelResponse:
     width, height = (int(side) for side in ratio.split(":"))
     scale = 256 // max(width, height)
     buffer = io.BytesIO()
@@ -261,18 +260,18 @@ def plain_answer(ratio: str) -> ModelAnswer:
     return model_says({"parts": [{"inlineData": {"mimeType": "image/jpeg", "data": data}}]})
 
 
-def model_says(content: object, finish_reason: str = "STOP", **more: object) -> ModelAnswer:
+def model_says(content: object, finish_reason: str = "STOP", **more: object) -> ModelResponse:
     candidate = {"content": content, "finishReason": finish_reason, "index": 0}
-    return ModelAnswer(200, json.dumps({"candidates": [candidate], **more}).encode())
+    return ModelResponse(200, json.dumps({"candidates": [candidate], **more}).encode())
 
 
-def prompt_of(request: Received) -> str:
+def prompt_of(request: ModelRequest) -> str:
     assert isinstance(request.body, dict)
     prompt: str = request.body["contents"][0]["parts"][0]["text"]
     return prompt
 
 
-def plain_picture(request: Received) -> ModelAnswer | None:
+def plain_picture(request: ModelRequest) -> ModelResponse | None:
     """One colour in the requested ratio; directives in the prompt are left to the stand-in."""
     if re.search(r"\[(fail|slow):", prompt_of(request)):
         return None
@@ -281,7 +280,9 @@ def plain_picture(request: Received) -> ModelAnswer | None:
 
 
 @contextmanager
-def model(stack: LocalStack, script: Callable[[Received], ModelAnswer | None]) -> Iterator[None]:
+def model(
+    stack: LocalStack, script: Callable[[ModelRequest], ModelResponse | None]
+) -> Iterator[None]:
     """The model answers with ``script`` inside the block."""
     assert stack.stand_in is not None
     stack.stand_in.answer_with(script)

@@ -24,8 +24,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, Received
-from infra.local.gemini_stand_in import Answer as ModelAnswer
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, ModelRequest, ModelResponse
 from infra.local.stack import LocalStack, drop_dependencies
 from infra.template import PROJECT_ROOT
 from tests.customer import (
@@ -667,7 +666,7 @@ def test_an_idempotency_key_in_flight_is_a_409_with_retry_after(
 ) -> None:
     asked, released = threading.Event(), threading.Event()
 
-    def hesitate(request: Received) -> ModelAnswer | None:
+    def hesitate(request: ModelRequest) -> ModelResponse | None:
         asked.set()
         released.wait(timeout=10)
         return plain_picture(request)
@@ -813,29 +812,29 @@ SCRIPTED_STATUSES = (400, 401, 403, 404, 409, 418, 429, 500, 502, 503, 504)
 SCRIPT = re.compile(r"\[script:([^\]]+)\]")
 
 
-def scripted_answers() -> dict[str, ModelAnswer]:
+def scripted_answers() -> dict[str, ModelResponse]:
     """Answers of the model with ``UPSTREAM`` wherever a server can put text."""
     headers = {"Content-Type": "application/json", "X-Debug": UPSTREAM, "Server": UPSTREAM}
     answers = {}
     for status in SCRIPTED_STATUSES:
         detail = {"@type": UPSTREAM, "reason": UPSTREAM, "metadata": {"key": UPSTREAM}}
         error = {"code": status, "message": UPSTREAM, "status": UPSTREAM, "details": [detail]}
-        answers[str(status)] = ModelAnswer(status, json.dumps({"error": error}).encode(), headers)
+        answers[str(status)] = ModelResponse(status, json.dumps({"error": error}).encode(), headers)
     picture = {"inlineData": {"mimeType": UPSTREAM, "data": base64_of(UPSTREAM)}}
     broken = {"inlineData": {"mimeType": "image/png", "data": f"*{UPSTREAM}"}}
     block = {"blockReason": UPSTREAM, "blockReasonMessage": UPSTREAM}
     moved = {"Location": f"http://127.0.0.1:9/{UPSTREAM}"}
     return answers | {
-        "a page": ModelAnswer(500, UPSTREAM.encode(), {"Content-Type": "text/html"}),
-        "a redirect": ModelAnswer(302, UPSTREAM.encode(), moved),
-        "a page of success": ModelAnswer(200, UPSTREAM.encode()),
+        "a page": ModelResponse(500, UPSTREAM.encode(), {"Content-Type": "text/html"}),
+        "a redirect": ModelResponse(302, UPSTREAM.encode(), moved),
+        "a page of success": ModelResponse(200, UPSTREAM.encode()),
         "a sentence": model_says({"parts": [{"text": UPSTREAM}]}, modelVersion=UPSTREAM),
         "a reason": model_says({}, UPSTREAM),
-        "a block": ModelAnswer(200, json.dumps({"promptFeedback": block}).encode()),
+        "a block": ModelResponse(200, json.dumps({"promptFeedback": block}).encode()),
         "words for a picture": model_says({"parts": [picture]}),
         "bad base64": model_says({"parts": [broken]}),
-        "another schema": ModelAnswer(200, json.dumps({"candidates": UPSTREAM}).encode()),
-        "a status line": ModelAnswer(599, json.dumps({"error": UPSTREAM}).encode()),
+        "another schema": ModelResponse(200, json.dumps({"candidates": UPSTREAM}).encode()),
+        "a status line": ModelResponse(599, json.dumps({"error": UPSTREAM}).encode()),
     }
 
 
@@ -843,7 +842,7 @@ def base64_of(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def answer_by_script(request: Received) -> ModelAnswer | None:
+def answer_by_script(request: ModelRequest) -> ModelResponse | None:
     named = SCRIPT.search(prompt_of(request))
     return scripted_answers()[named[1]] if named else None
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from infra.local.gemini_stand_in import FAILURES, Answer, GeminiStandIn, Received
+from infra.local.gemini_stand_in import FAILURES, GeminiStandIn, ModelRequest, ModelResponse
 from lib.deadline import Deadline
 from lib.errors import (
     ContentRejected,
@@ -162,15 +162,15 @@ def prompts(google: GeminiStandIn) -> list[str]:
     return [body["contents"][0]["parts"][0]["text"] for body in bodies]
 
 
-def always(answer: Answer) -> Callable[[Received], Answer]:
+def always(answer: ModelResponse) -> Callable[[ModelRequest], ModelResponse]:
     return lambda _: answer
 
 
-def refusal(code: int, body: object) -> Answer:
-    return Answer(code, json.dumps(body).encode())
+def refusal(code: int, body: object) -> ModelResponse:
+    return ModelResponse(code, json.dumps(body).encode())
 
 
-def answer_of(*parts: object, finish_reason: str = "STOP") -> Answer:
+def answer_of(*parts: object, finish_reason: str = "STOP") -> ModelResponse:
     candidate = {"content": {"parts": list(parts)}, "finishReason": finish_reason}
     return refusal(200, {"candidates": [candidate]})
 
@@ -613,7 +613,7 @@ def test_a_fault_that_passes_is_retried_once_while_there_is_time(
     make: Make, google: GeminiStandIn, code: int
 ) -> None:
     picture = answer_of(picture_part(b"a picture"))
-    first, later = iter([Answer(code, b"")]), iter([Answer(code, b"")])
+    first, later = iter([ModelResponse(code, b"")]), iter([ModelResponse(code, b"")])
 
     google.answer_with(lambda _: next(first, picture))
     assert draw(make()) == b"a picture"
@@ -668,12 +668,12 @@ def test_an_answer_without_a_picture_says_why_in_a_constant(
         (answer_of({"text": "Hm.", "thought": True}), "thought_only"),
         (refusal(200, {"candidates": [{}]}), "no_parts"),
         (refusal(200, {"candidates": []}), "no_candidates"),
-        (Answer(200, b" \n"), "empty_body"),
-        (Answer(204, b""), "no_content"),
+        (ModelResponse(200, b" \n"), "empty_body"),
+        (ModelResponse(204, b""), "no_content"),
     ],
 )
 def test_the_siblings_of_an_answer_without_a_picture_say_why_too(
-    make: Make, google: GeminiStandIn, answer: Answer, reason: str
+    make: Make, google: GeminiStandIn, answer: ModelResponse, reason: str
 ) -> None:
     google.answer_with(always(answer))
 
@@ -731,7 +731,7 @@ def test_a_refused_picture_is_described_by_its_first_bytes_length_and_size() -> 
 def test_an_odd_answer_is_an_error_of_ours_too(
     make: Make, google: GeminiStandIn, code: int, body: bytes, kind: type[GenerationFailed]
 ) -> None:
-    google.answer_with(always(Answer(code, body)))
+    google.answer_with(always(ModelResponse(code, body)))
 
     with pytest.raises(GenerationFailed) as failed:
         draw(make(), seconds=9)
@@ -744,7 +744,7 @@ def test_an_answer_may_be_large_but_not_too_large(
     make: Make, google: GeminiStandIn, bytes_over: int, kind: type[GenerationFailed] | type[bytes]
 ) -> None:
     answer = answer_of(picture_part(b"a picture")).body
-    google.answer_with(always(Answer(200, answer.ljust(MAX_RESPONSE_BYTES + bytes_over))))
+    google.answer_with(always(ModelResponse(200, answer.ljust(MAX_RESPONSE_BYTES + bytes_over))))
 
     if issubclass(kind, GenerationFailed):
         with pytest.raises(kind):
@@ -777,7 +777,7 @@ def test_a_redirect_does_not_take_the_key_to_another_host(
 def test_a_cookie_is_not_kept(make: Make, google: GeminiStandIn) -> None:
     gemini = make()
     picture = answer_of(picture_part(b"a picture"))
-    google.answer_with(always(Answer(200, picture.body, {"Set-Cookie": "a=b; Path=/"})))
+    google.answer_with(always(ModelResponse(200, picture.body, {"Set-Cookie": "a=b; Path=/"})))
 
     assert draw(gemini) == draw(gemini) == b"a picture"
     assert "cookie" not in google.requests[-1].headers
@@ -994,7 +994,7 @@ def test_other_variables_of_the_environment_change_nothing(
 
 
 def test_thirty_two_threads_get_each_its_own_picture(make: Make, google: GeminiStandIn) -> None:
-    def echo(request: Received) -> Answer:
+    def echo(request: ModelRequest) -> ModelResponse:
         time.sleep(0.02)
         assert isinstance(request.body, dict)
         prompt = request.body["contents"][0]["parts"][0]["text"]
@@ -1017,10 +1017,10 @@ UPSTREAM = "distinctive words of Googles"
         refusal(400, {"error": {"code": 400, "message": UPSTREAM, "status": UPSTREAM}}),
         refusal(403, {"error": {"code": 403, "message": UPSTREAM}}),
         refusal(429, {"error": {"message": UPSTREAM, "details": [{"retryDelay": UPSTREAM}]}}),
-        Answer(500, UPSTREAM.encode() + b"\xff"),
-        Answer(503, UPSTREAM.encode(), {"Content-Type": UPSTREAM, "Server": UPSTREAM}),
-        Answer(302, b"", {"Location": f"http://{UPSTREAM.replace(' ', '.')}/"}),
-        Answer(200, UPSTREAM.encode()),
+        ModelResponse(500, UPSTREAM.encode() + b"\xff"),
+        ModelResponse(503, UPSTREAM.encode(), {"Content-Type": UPSTREAM, "Server": UPSTREAM}),
+        ModelResponse(302, b"", {"Location": f"http://{UPSTREAM.replace(' ', '.')}/"}),
+        ModelResponse(200, UPSTREAM.encode()),
         answer_of({"text": UPSTREAM}),
         answer_of(finish_reason=UPSTREAM),
         answer_of({"inlineData": {"mimeType": UPSTREAM, "data": UPSTREAM}}),
@@ -1032,7 +1032,7 @@ def test_no_word_of_googles_and_no_key_and_no_prompt_is_told_to_anybody(
     google: GeminiStandIn,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
-    answer: Answer,
+    answer: ModelResponse,
 ) -> None:
     gemini = make()
     for name in ("", "httpx2", "httpcore2", "httpcore2.http11", "google_genai", "asyncio"):

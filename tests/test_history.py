@@ -20,8 +20,7 @@ from urllib.parse import quote
 import pytest
 
 import handlers.account
-from infra.local.gemini_stand_in import Answer as ModelAnswer
-from infra.local.gemini_stand_in import Received
+from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from lib.ledger.rows import Generation, Status
@@ -176,7 +175,7 @@ def test_each_status_has_its_own_fields_and_no_others(
 ) -> None:
     asked, released = threading.Event(), threading.Event()
 
-    def hesitate(request: Received) -> ModelAnswer | None:
+    def hesitate(request: ModelRequest) -> ModelResponse | None:
         if prompt_of(request) == "Still being drawn":
             asked.set()
             released.wait(timeout=20)

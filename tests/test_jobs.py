@@ -19,8 +19,7 @@ import pytest
 
 import handlers.generate
 from infra.local.functions import LambdaContext
-from infra.local.gemini_stand_in import Answer as ModelAnswer
-from infra.local.gemini_stand_in import Received
+from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from tests.customer import (
     GENERATE,
@@ -60,7 +59,7 @@ def blocked_model(stack: LocalStack, prompt: str) -> Iterator[threading.Event]:
     """The model answers requests for ``prompt`` only once the event is set."""
     released = threading.Event()
 
-    def hesitate(request: Received) -> ModelAnswer | None:
+    def hesitate(request: ModelRequest) -> ModelResponse | None:
         if prompt_of(request) == prompt:
             released.wait(timeout=20)
         return plain_picture(request)

@@ -18,8 +18,7 @@ import pytest
 
 import handlers.worker
 from infra.local.functions import LambdaContext
-from infra.local.gemini_stand_in import Answer as ModelAnswer
-from infra.local.gemini_stand_in import Received
+from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from infra.template import Template
 from lib.deadline import WORKER_LEASE_S, WORKER_TIMEOUT_S, Deadline
@@ -232,7 +231,7 @@ def test_only_the_foreign_messages_of_a_batch_are_redelivered(
 
 @contextmanager
 def two_deliveries(
-    stack: LocalStack, job: Generation, first: Callable[[Received], ModelAnswer | None]
+    stack: LocalStack, job: Generation, first: Callable[[ModelRequest], ModelResponse | None]
 ) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Two concurrent deliveries of the job, each blocked at the model until its event is set.
 
@@ -240,7 +239,7 @@ def two_deliveries(
     """
     numbers, gates = count(), (threading.Event(), threading.Event())
 
-    def answer(request: Received) -> ModelAnswer | None:
+    def answer(request: ModelRequest) -> ModelResponse | None:
         mine = min(next(numbers), 1)
         gates[mine].wait(timeout=20)
         return first(request) if mine == 0 else plain_picture(request)

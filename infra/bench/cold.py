@@ -27,7 +27,7 @@ from infra.template import PROJECT_ROOT
 from infra.verify import tools
 from infra.verify.lambda_runtime import LambdaRuntime, Task
 
-INIT_TARGET, ACCOUNT_TARGET, SIZE_TARGET = 0.42, 0.15, 0.5
+INIT_TARGET, ACCOUNT_TARGET, SIZE_TARGET = 0.38, 0.13, 0.38
 TIMEOUT_S = 60
 WARM_REQUESTS = 3
 MEGABYTE = 1_000_000

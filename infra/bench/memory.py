@@ -11,7 +11,7 @@ from infra.bench.tables import section, table, verdict
 from infra.template import Template
 from infra.verify.lambda_runtime import LambdaRuntime, Task
 
-TARGET_MIB = 256
+TARGET_MIB = 192
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from PIL import Image
 from infra.bench.conflicts import conflict_proxy
 from infra.bench.png_encoders import pictures
 from infra.local.aws import EmbeddedAws
-from infra.local.gemini_stand_in import Answer, GeminiStandIn, Received
+from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.template import PROJECT_ROOT
 from infra.verify.dynamodb_local import DynamoDbLocal
 from lib.clients import dynamodb
@@ -91,7 +91,7 @@ def main() -> None:
     """Serves until standard input closes."""
     answers = {name: _answer_with(picture) for name, picture, _ in pictures()}
 
-    def script(request: Received) -> Answer | None:
+    def script(request: ModelRequest) -> ModelResponse | None:
         asked = json.dumps(request.body)
         return next((answer for name, answer in answers.items() if name in asked), None)
 
@@ -128,14 +128,16 @@ def _prepared(aws: EmbeddedAws, gemini_url: str, table_url: str, conflicting_url
     return Servers(environment, table_url, conflicting_url, *keys)
 
 
-def _answer_with(picture: Image.Image) -> Answer:
+def _answer_with(picture: Image.Image) -> ModelResponse:
     jpeg = BytesIO()
     picture.save(jpeg, "JPEG", quality=90)
     inline = {"mimeType": "image/jpeg", "data": base64.b64encode(jpeg.getvalue()).decode()}
     content = {"role": "model", "parts": [{"inlineData": inline}]}
     candidate = {"content": content, "finishReason": "STOP", "index": 0}
     usage = {"promptTokenCount": 16, "candidatesTokenCount": 1120, "totalTokenCount": 1136}
-    return Answer(200, json.dumps({"candidates": [candidate], "usageMetadata": usage}).encode())
+    return ModelResponse(
+        200, json.dumps({"candidates": [candidate], "usageMetadata": usage}).encode()
+    )
 
 
 if __name__ == "__main__":

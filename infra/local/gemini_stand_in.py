@@ -22,7 +22,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from PIL import Image
 
@@ -39,16 +39,12 @@ from infra.local.landscape import SIZES, paint
 __all__ = [
     "FAILURES",
     "SIZES",
-    "Answer",
     "GeminiStandIn",
     "ModelRequest",
     "ModelResponse",
-    "Received",
 ]
 
 # The names before; to go once the tests are renamed.
-Answer: TypeAlias = ModelResponse
-Received: TypeAlias = ModelRequest
 
 UNASKED_RATIO = "4:3"
 
