@@ -31,7 +31,7 @@
 of this tree carries nothing that must not reach a customer or a log: its cause is ``__cause__``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -63,29 +63,37 @@ __all__ = [
     "public_message",
 ]
 
-# The longest signature of an image format: a RIFF, AVIF or HEIC file names its format in byte 8 on.
-MAGIC_BYTES = 12
-
 
 class ServiceError(Exception):
-    """An error response: ``status``, ``code``, a JSON body and headers."""
+    """An error response: ``status``, ``code``, a JSON body and headers.
+
+    ``retry_after_s`` is in whole seconds; ``message`` and ``hint`` are in the body where they are
+    not None.
+    """
 
     status: ClassVar[int] = 500
     code: str = "internal_error"
     error: str = "Internal error"
+    message: ClassVar[str | None] = None
+    hint: ClassVar[str | None] = None
     should_retry: ClassVar[bool] = False
+    retry_after_s: int | None = None
     credits_charged: ClassVar[int] = 0
 
     def body(self) -> dict[str, object]:
         """The JSON body of the response."""
-        return {"error": self.error}
+        fields = {"error": self.error, "message": self.message, "hint": self.hint}
+        return {name: text for name, text in fields.items() if text is not None}
 
     def headers(self) -> dict[str, str]:
         """The headers that this error adds to the response."""
-        return {
+        headers = {
             "X-Error-Code": self.code,
             "X-Should-Retry": "true" if self.should_retry else "false",
         }
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return headers
 
 
 class RequestRejected(ServiceError):
@@ -180,13 +188,11 @@ class _Later(RequestRejected):
     """Refused for now; the customer may retry after ``retry_after_s`` whole seconds."""
 
     should_retry = True
+    retry_after_s: int
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(self.code)
         self.retry_after_s = retry_after_s
-
-    def headers(self) -> dict[str, str]:
-        return super().headers() | {"Retry-After": str(self.retry_after_s)}
 
 
 class GenerationInFlight(_Later):
@@ -232,30 +238,26 @@ class GenerationFailed(ServiceError):
     constant of this service, or None.
     """
 
-    status = 500
     code = "generation_failed"
     error = "Failed to generate image"
     message: ClassVar[str]
-    may_be_stored: bool = False
     counts_against_limit: ClassVar[bool] = False
 
-    def __init__(self, retry_after_s: int | None = None, *, reason: str | None = None) -> None:
+    def __init__(
+        self,
+        retry_after_s: int | None = None,
+        *,
+        reason: str | None = None,
+        may_be_stored: bool = False,
+    ) -> None:
         super().__init__(self.code)
         self.retry_after_s = retry_after_s
         self.reason = reason
+        self.may_be_stored = may_be_stored
 
     def log_fields(self) -> dict[str, object]:
         """What a log line says about the failure beside its code: constants and sizes."""
         return {} if self.reason is None else {"reason": self.reason}
-
-    def body(self) -> dict[str, object]:
-        return {"error": self.error, "message": self.message}
-
-    def headers(self) -> dict[str, str]:
-        headers = super().headers()
-        if self.retry_after_s is not None:
-            headers["Retry-After"] = str(self.retry_after_s)
-        return headers
 
 
 class ContentRejected(GenerationFailed):
@@ -267,32 +269,20 @@ class ContentRejected(GenerationFailed):
 
 
 class NoImageReturned(GenerationFailed):
-    """The model's answer holds no usable picture.
-
-    ``picture`` is what it sent instead of one, of which only the first bytes and the length are
-    kept; ``size_px`` is its width and height, where they could be read.
-    """
+    """The model's answer holds no usable picture. ``facts`` are for a log line about it."""
 
     code = "no_image"
     message = "The model returned no image"
     counts_against_limit = True
 
     def __init__(
-        self,
-        reason: str | None = None,
-        *,
-        picture: bytes | None = None,
-        size_px: tuple[int, int] | None = None,
+        self, reason: str | None = None, facts: Mapping[str, object] | None = None
     ) -> None:
         super().__init__(reason=reason)
-        self._facts: dict[str, object] = {}
-        if picture is not None:
-            self._facts |= {"magic": picture[:MAGIC_BYTES].hex(), "length": len(picture)}
-        if size_px is not None:
-            self._facts["size"] = f"{size_px[0]}x{size_px[1]}"
+        self._facts = facts or {}
 
     def log_fields(self) -> dict[str, object]:
-        return super().log_fields() | self._facts
+        return {**super().log_fields(), **self._facts}
 
 
 class ModelTimedOut(GenerationFailed):
@@ -302,9 +292,6 @@ class ModelTimedOut(GenerationFailed):
     message = "Image generation timed out"
     should_retry = True
     hint = "Send the header `Prefer: respond-async` to give a slow model minutes"
-
-    def body(self) -> dict[str, object]:
-        return super().body() | {"hint": self.hint}
 
 
 class ModelOverloaded(GenerationFailed):
@@ -334,10 +321,6 @@ class StorageFailed(GenerationFailed):
     code = "storage_failed"
     message = "The image could not be stored"
     should_retry = True
-
-    def __init__(self, *, may_be_stored: bool = False) -> None:
-        super().__init__()
-        self.may_be_stored = may_be_stored
 
 
 class JobNotQueued(GenerationFailed):
@@ -374,10 +357,6 @@ class UnexpectedFailure(GenerationFailed):
     message = "Image generation is unavailable"
     should_retry = True
 
-    def __init__(self, *, may_be_stored: bool = False) -> None:
-        super().__init__()
-        self.may_be_stored = may_be_stored
-
 
 class OutcomePending(ServiceError):
     """The reservation stands, and its ending could not be written: it settles or is refunded later.
@@ -385,7 +364,6 @@ class OutcomePending(ServiceError):
     Its state is at ``GET /api/v1/generations/<generation_id>``.
     """
 
-    status = 500
     code = "outcome_pending"
     error = "Failed to generate image"
     message = "Image generation timed out"
@@ -397,26 +375,17 @@ class OutcomePending(ServiceError):
         super().__init__(self.code)
         self.generation_id = generation_id
 
-    def body(self) -> dict[str, object]:
-        return {"error": self.error, "message": self.message, "hint": self.hint}
-
     def headers(self) -> dict[str, str]:
-        return super().headers() | {
-            "Location": f"/api/v1/generations/{self.generation_id}",
-            "Retry-After": str(self.retry_after_s),
-        }
+        return super().headers() | {"Location": f"/api/v1/generations/{self.generation_id}"}
 
 
 class ServiceUnavailable(ServiceError):
     """A dependency failed before the debit."""
 
-    status = 500
     code = "service_unavailable"
     should_retry = True
     error = "Failed to generate image"
-
-    def body(self) -> dict[str, object]:
-        return {"error": self.error, "message": "Image generation is unavailable"}
+    message = "Image generation is unavailable"
 
 
 def public_message(code: str) -> str:

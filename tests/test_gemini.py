@@ -683,21 +683,6 @@ def test_the_siblings_of_an_answer_without_a_picture_say_why_too(
     assert failed.value.log_fields() == {"reason": reason}
 
 
-def test_a_refused_picture_is_described_by_its_first_bytes_length_and_size() -> None:
-    avif = b"\x00\x00\x00\x20ftypavif" + b"the customer's picture" * 100
-
-    failed = NoImageReturned("unknown_format", picture=avif, size_px=(1376, 768))
-
-    assert failed.log_fields() == {
-        "reason": "unknown_format",
-        "magic": "000000206674797061766966",
-        "length": len(avif),
-        "size": "1376x768",
-    }
-    assert NoImageReturned().log_fields() == {}
-    assert "customer" not in str(failed.body()) + str(failed) + str(failed.log_fields())
-
-
 @pytest.mark.parametrize(
     ("code", "body", "kind"),
     [

@@ -371,13 +371,26 @@ def test_a_refusal_says_which_rule_was_broken(code: Reason) -> None:
     assert (refused.__cause__.reason, str(refused.__cause__)) == (code, code)
 
 
+def test_the_log_of_a_refusal_holds_its_first_bytes_and_length_and_nothing_else() -> None:
+    avif = b"\x00\x00\x00\x20ftypavif" + b"the customer's picture" * 100
+
+    refused = refusal(avif)
+
+    assert refused.log_fields() == {
+        "reason": "format",
+        "magic": "000000206674797061766966",
+        "length": len(avif),
+    }
+    assert "customer" not in f"{refused.body()}{refused}"
+
+
 @pytest.mark.parametrize("code", ["cmyk", "pixels", "ratio", "too_small"])
 def test_a_refusal_of_a_picture_that_could_be_read_says_how_large_it_is(code: Reason) -> None:
     refused = refusal(BROKEN_RULES[code])
 
     sizes = {"cmyk": SQUARE, "pixels": (4482, 4472), "ratio": (96, 160), "too_small": (63, 63)}
-    assert isinstance(refused.__cause__, UnusablePicture)
-    assert refused.__cause__.size == sizes[code]
+    width, height = sizes[code]
+    assert refused.log_fields()["size"] == f"{width}x{height}"
 
 
 def test_restarts_are_bounded_by_the_blocks_of_the_largest_picture() -> None:

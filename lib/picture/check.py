@@ -43,6 +43,8 @@ MIN_SIDE_PX = 64
 # Google documents 16:9 as 1376x768; 1408x768, 2.3 % wider, was seen live. The closest neighbours,
 # such as 3:4 and 4:5, are 6.25 % apart.
 _RATIO_TOLERANCE = 0.06
+# The longest signature of an image format: a RIFF, AVIF or HEIC file names its format in byte 8 on.
+_MAGIC_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,15 @@ def checked_picture(data: bytes, ratio: AspectRatio) -> CheckedPicture:
     try:
         return _checked(_taken_apart(data), ratio)
     except UnusablePicture as unusable:
-        raise NoImageReturned(unusable.reason, picture=data, size_px=unusable.size) from unusable
+        raise NoImageReturned(unusable.reason, _described(data, unusable.size)) from unusable
+
+
+def _described(data: bytes, size_px: tuple[int, int] | None) -> dict[str, object]:
+    """What an operator may know about a refused picture; a log must not hold more of it."""
+    described: dict[str, object] = {"magic": data[:_MAGIC_BYTES].hex(), "length": len(data)}
+    if size_px is not None:
+        described["size"] = f"{size_px[0]}x{size_px[1]}"
+    return described
 
 
 def is_whole_png(data: bytes) -> bool:
