@@ -1,12 +1,11 @@
 """API Gateway's HTTP API events (payload 2.0) as requests, and responses."""
 
-import base64
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lib.errors import BodyTooLarge, InvalidRequest, ServiceError
-from lib.http.models import MAX_BODY_BYTES
+from lib.errors import BodyTooLarge, ServiceError
+from lib.http.models import MAX_BODY_BYTES, decode_base64
 
 __all__ = [
     "RESPOND_ASYNC",
@@ -66,10 +65,7 @@ def body_of(event: Event) -> bytes:
         return _bounded(body.encode("utf-8", "surrogatepass"))
     if len(body) > MAX_BODY_BYTES * 4 / 3 + 4:
         raise BodyTooLarge(MAX_BODY_BYTES)
-    try:
-        return _bounded(base64.b64decode(body, validate=True))
-    except ValueError as fault:
-        raise InvalidRequest("invalid_base64", "The request body must be valid base64") from fault
+    return _bounded(decode_base64(body))
 
 
 def prefers_async(event: Event) -> bool:

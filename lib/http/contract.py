@@ -36,6 +36,7 @@ from lib.http.models import (
     HealthResponse,
     HistoryResponse,
     InsufficientCreditsResponse,
+    decode_base64,
     parse_history_request,
     parse_idempotency_key,
 )
@@ -88,6 +89,7 @@ _BAD_REQUESTS: tuple[ServiceError, ...] = (
     _refusal(lambda: parse_generate_request(b'{"prompt": "A fox", "aspect_ratio": "16:9"}')),
     _refusal(lambda: parse_generate_request(b"{")),
     _refusal(lambda: parse_generate_request(b"\xff")),
+    _refusal(lambda: decode_base64("?")),
     _refusal(lambda: parse_idempotency_key("")),
 )
 _FAILURES: tuple[ServiceError, ...] = tuple(kind() for kind in GenerationFailed.__subclasses__())

@@ -35,6 +35,7 @@ __all__ = [
     "InsufficientCreditsResponse",
     "as_body",
     "cursor_before",
+    "decode_base64",
     "parse_history_request",
     "parse_idempotency_key",
 ]
@@ -199,6 +200,18 @@ def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
         raise InvalidRequest("invalid_limit", sentence)
     cursor = parameters.get("cursor")
     return HistoryRequest(int(limit), None if cursor is None else _cursor_ms(cursor))
+
+
+def decode_base64(body: str) -> bytes:
+    """The bytes of a body that API Gateway encoded.
+
+    Raises:
+        InvalidRequest: it is not base64.
+    """
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError as fault:
+        raise InvalidRequest("invalid_base64", "The request body must be valid base64") from fault
 
 
 def parse_idempotency_key(key: str | None) -> str | None:

@@ -48,6 +48,7 @@ _ADVICE: Mapping[str, str] = {
     "unknown_field": "Correct the field's name; the sentence suggests one.",
     "invalid_json": "Send one JSON object.",
     "invalid_encoding": "Encode the body as UTF-8.",
+    "invalid_base64": "Report it, quoting `X-Request-Id`: API Gateway encodes bodies.",
     "invalid_idempotency_key": "Choose another key.",
     "invalid_limit": "Correct `limit`.",
     "invalid_cursor": "Pass `nextCursor` unchanged.",
