@@ -206,9 +206,7 @@ class Generations:
                 self._ledger.settle(generation, duration_ms, deadline.within(SETTLE_WITHIN_S))
         except ReservationGone as fault:
             self._delete(generation, observation)
-            lost = ReservationLost()
-            _report(lost, generation, observation)
-            raise lost from fault
+            raise self.lost(generation, observation) from fault
         except Exception as fault:  # noqa: BLE001 - the image is stored: the reconciler settles
             observation.count("SettlesLeftToReconciler")
             observation.warning("settle failed: left to the reconciler", fault)
@@ -274,6 +272,12 @@ class Generations:
             duration_ms=duration_ms,
         )
         return self._finished(generation, duration_ms)
+
+    def lost(self, generation: Generation, observation: Observation) -> ReservationLost:
+        """The error of a request whose reservation was refunded before it was done with it."""
+        lost = ReservationLost()
+        _report(lost, generation, observation)
+        return lost
 
     def accepted(self, generation: Generation, *, replayed: bool = False) -> Accepted:
         """The outcome of a generation that is queued."""

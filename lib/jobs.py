@@ -35,7 +35,7 @@ from lib.ledger.endings import Ending
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciler
-from lib.ledger.rows import Generation, parse_id
+from lib.ledger.rows import Generation, Status, parse_id
 from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
 from lib.picture.storage import Images, StorageUnreachable
@@ -162,6 +162,7 @@ class Jobs:
         Raises:
             RequestRejected, ServiceUnavailable: nothing was debited, or the reconciler refunds it.
             JobNotQueued: the credits are refunded, or the reconciler refunds them.
+            ReservationLost: a retry, which took this request for dead, had the credits refunded.
             OutcomePending: the job may be in the queue, and its refund failed.
         """
         if self._queue is None:
@@ -188,7 +189,7 @@ class Jobs:
                 WORKER_LEASE_S,
                 deadline.within(FIRST_EXTENSION_WITHIN_S),
             )
-        if generation is None:
+        if generation is None or generation.status is not Status.RESERVED:
             observation.count("JobsAlreadyEnded")
             return
         observation.info(
@@ -213,7 +214,7 @@ class Jobs:
             return self._generations.refund(generation, failure, deadline, observation)
         try:
             with observation.timed("LedgerMs"):
-                self._ledger.extend_lease(
+                queued = self._ledger.extend_lease(
                     generation.organisation,
                     generation.created_ms,
                     JOB_WAITS_S,
@@ -222,6 +223,10 @@ class Jobs:
         except LedgerUnreachable as fault:
             # The worker extends the lease too, usually within a second.
             observation.warning("the lease of a queued generation stays short", fault)
+        else:
+            if queued is not None and queued.status is Status.REFUNDED:
+                # A retry gave this request up while it was queueing the job.
+                raise self._generations.lost(generation, observation)
         observation.count("Accepted")
         return self._generations.accepted(generation)
 

@@ -21,8 +21,8 @@ from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from infra.template import Template
-from lib.deadline import WORKER_LEASE_S, WORKER_TIMEOUT_S, Deadline
-from lib.errors import ContentRejected, GenerationInFlight, StorageFailed
+from lib.deadline import QUEUED_WITHIN_S, WORKER_LEASE_S, WORKER_TIMEOUT_S, Deadline
+from lib.errors import ContentRejected, GenerationInFlight, ReservationLost, StorageFailed
 from lib.generation import Accepted
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
@@ -452,9 +452,11 @@ def test_a_job_that_waits_ten_minutes_in_the_queue_is_still_done(world: World) -
 def test_a_job_that_is_not_delivered_in_time_is_refunded_and_not_done_later(world: World) -> None:
     message = accept(world)
     assert refunds_within(world, 17 * 60) == 1
+    (refunded,) = world.generations()
     late = world.process()
     assert world.work(late, message)
     assert "model.generate" not in [str(call) for call in late.network.calls]
+    assert world.generations() == [refunded], "the store's next sweep was postponed"
     assert_ended(world, Status.REFUNDED)
 
 
@@ -513,6 +515,30 @@ def test_a_retry_refunds_the_reservation_of_a_request_that_died_and_makes_a_new_
     world.deliver()
     world.settle_down()
     assert [each.status for each in world.generations()] == [Status.REFUNDED, Status.SETTLED]
+    assert world.balance() == 95
+    assert world.violations() == []
+
+
+def test_an_acceptor_that_a_retry_took_for_dead_answers_that_nothing_is_charged(
+    world: World,
+) -> None:
+    retries: list[object] = []
+
+    def a_retry_comes(call: Call) -> None:
+        if call.operation == "send_message" and not retries:
+            world.clock.sleep(QUEUED_WITHIN_S + 1)
+            retries.append(world.accept(world.process(), "order-1"))
+
+    answer = world.accept(world.process(Network(before_each=a_retry_comes)), "order-1")
+
+    assert isinstance(answer, ReservationLost)
+    world.deliver()
+    world.settle_down()
+    (retried,) = retries
+    assert isinstance(retried, Accepted)
+    assert [each.id for each in world.generations() if each.status is Status.SETTLED] == [
+        retried.generation_id
+    ]
     assert world.balance() == 95
     assert world.violations() == []
 

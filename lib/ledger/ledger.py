@@ -154,10 +154,10 @@ class Ledger:
         """Moves the end of a reservation's lease to ``lease_s`` seconds from now; safe to repeat.
 
         Returns:
-            The reservation, or None if the generation has ended or does not exist.
+            The reservation, or the generation as it has ended; None if it does not exist.
         """
-        # Race: the reconciler refunds the expired reservation first. Without the condition, the
-        # refunded row would be due again, and the worker would draw an image for nothing.
+        # Race: the reconciler refunds the expired reservation first, and is to sweep the store
+        # soon. Without the condition, a late delivery would postpone that.
         still_reserved = "#status = :reserved"
         update: dict[str, Any] = {
             "Key": generation_key(organisation, created_ms),
@@ -172,8 +172,8 @@ class Ledger:
         }
         try:
             return Generation.from_item(self._table.update(update, deadline))
-        except ConditionFailed:
-            return None
+        except ConditionFailed as failed:
+            return None if failed.item is None else Generation.from_item(failed.item)
 
     def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> None:
         """Makes the charge final; safe to repeat. If it fails, the reconciler settles.
