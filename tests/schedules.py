@@ -1,4 +1,4 @@
-"""A deterministic scheduler: every interleaving of several sandboxes, with at most one crash.
+"""A deterministic scheduler: every interleaving of several sandboxes, with a bound on crashes.
 
 Each actor runs in its own thread and stops before every call that leaves its sandbox. The explorer
 continues one of them, or kills it there, and tries each choice in turn: a depth-first walk over all
@@ -30,6 +30,7 @@ class Actor:
     fault: Fault | None = None
     model_takes_s: float = 0
     clock_ahead_s: float = 0
+    index_lags: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class _Running:
         self._stopped = threading.Semaphore(0)
         network = Network(actor.strikes_at, actor.fault, before_each=self._before)
         process = world.process(
-            network, model_takes_s=actor.model_takes_s, clock_ahead_s=actor.clock_ahead_s
+            network,
+            model_takes_s=actor.model_takes_s,
+            clock_ahead_s=actor.clock_ahead_s,
+            index_lags=actor.index_lags,
         )
         self._thread = threading.Thread(target=self._run, args=(actor, world, process))
 
@@ -103,12 +107,15 @@ class _Decision:
 
 @dataclass
 class Explorer:
-    """Runs all schedules of a scene. ``switches`` limits how often an actor that could continue is
-    preempted; without it there is no limit."""
+    """Runs all schedules of a scene, with at most ``crashes`` of them.
+
+    ``switches`` limits how often an actor that could continue is preempted; without it there is no
+    limit.
+    """
 
     scene: Scene
     switches: int | None = None
-    crashes: bool = True
+    crashes: int = 1
     explored: int = 0
     _story: list[str] = field(default_factory=list)
 
@@ -132,8 +139,7 @@ class Explorer:
             each.start()
         decisions: list[_Decision] = []
         last: _Running | None = None
-        crashed = not self.crashes
-        switched = 0
+        crashed = switched = 0
         while any(each.waiting_for for each in running):
             options = self._options(running, last, crashed=crashed, switched=switched)
             depth = len(decisions)
@@ -145,19 +151,19 @@ class Explorer:
             step = "dies before" if crash else "does"
             self._story.append(f"{chosen.name} {step} {chosen.waiting_for}")
             chosen.go(crash=crash)
-            crashed = crashed or crash
+            crashed += crash
             last = chosen
         self._check(world, running, decisions)
         return decisions
 
     def _options(
-        self, running: list[_Running], last: _Running | None, *, crashed: bool, switched: int
+        self, running: list[_Running], last: _Running | None, *, crashed: int, switched: int
     ) -> list[tuple[_Running, bool]]:
         ready = [each for each in running if each.waiting_for]
         if self.switches is not None and switched >= self.switches and last in ready:
             ready = [last]
         options = [(each, False) for each in ready]
-        if not crashed:
+        if crashed < self.crashes:
             may_crash = [each for each in ready if last is None or each is last]
             options += [(each, True) for each in may_crash]
         return options

@@ -1,4 +1,7 @@
-"""Sandboxes that race for one generation, job or account: every order, one crash anywhere."""
+"""Sandboxes that race for one generation, job or account: every order, a crash anywhere.
+
+Their surroundings fail too: clocks that differ, an index of due rows that lags, a second crash.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lib.deadline import LEASE_S
+from lib.deadline import LEASE_S, QUEUED_WITHIN_S
 from lib.errors import (
     ContentRejected,
     GenerationInFlight,
@@ -51,6 +54,13 @@ def deliver(world: World, process: Sandbox) -> Any:
     """A worker gets the one job."""
     (message,) = world.mailbox.messages
     return world.work(process, message)
+
+
+def accept_later(world: World, process: Sandbox) -> Any:
+    """A retry that comes when an acceptor must have queued its job."""
+    wait = partial(world.clock.sleep, QUEUED_WITHIN_S + 1)
+    process.network.call(Call("time", "the acceptor is late"), wait)
+    return accept_with_key(world, process)
 
 
 def receive(world: World, process: Sandbox) -> Any:
@@ -105,6 +115,13 @@ def a_retry_gets_the_one_image(world: World, answers: dict[str, Any]) -> None:
     assert world.violations() == []
 
 
+def every_accepted_job_is_made(world: World, answers: dict[str, Any]) -> None:
+    """Every 202 stands for the one image of the key."""
+    one_image_on_any_route(world, answers)
+    accepted = {each.image_url for each in answers.values() if isinstance(each, Accepted)}
+    assert accepted <= urls(world, Status.SETTLED)
+
+
 def one_job_for_the_key(world: World, answers: dict[str, Any]) -> None:
     """There is one reservation, and a retry gets the one image that is charged.
 
@@ -139,9 +156,9 @@ def at_most_one_got_it(world: World, answers: dict[str, Any]) -> None:
     assert len(charged) <= 1
 
 
-def abandoned(world: World, *, with_image: bool) -> None:
+def abandoned(world: World, *, with_image: bool, key: str | None = None) -> None:
     dies_at = SETTLE if with_image else PUT
-    assert world.request(world.process(Network(dies_at, Fault.KILLED_BEFORE))) is None
+    assert world.request(world.process(Network(dies_at, Fault.KILLED_BEFORE)), key) is None
     world.let_leases_pass()
 
 
@@ -247,6 +264,9 @@ SCENES = {
     "two asynchronous requests with one key": _scene(
         (Actor("first", accept_with_key), Actor("second", accept_with_key)), one_job_for_the_key
     ),
+    "a slow acceptor and its retry": _scene(
+        (Actor("first", accept_with_key), Actor("retry", accept_later)), every_accepted_job_is_made
+    ),
     "a synchronous and an asynchronous request with one key": _scene(
         (Actor("first", ask_with_key), Actor("second", accept_with_key)), one_image_on_any_route
     ),
@@ -256,13 +276,55 @@ SCENES = {
     "a request whose clock is 90 s ahead and the reconciler": _scene(
         (Actor("request", ask, clock_ahead_s=90), Actor("reconciler", reconcile_later))
     ),
+    "a request and its retry, whose clock is 90 s ahead": _scene(
+        (Actor("request", ask_with_key), Actor("retry", ask_with_key, clock_ahead_s=90)),
+        one_image_for_the_key,
+    ),
+    "a delivery and a reconciler whose clock is 90 s ahead": _scene(
+        (Actor("worker", deliver), Actor("reconciler", reconcile_later, clock_ahead_s=90)),
+        every_job_ends,
+        prepare=accepted_before,
+    ),
+    "a delivery whose clock is 90 s behind and the reconciler": _scene(
+        (Actor("worker", deliver, clock_ahead_s=-90), Actor("reconciler", reconcile_later)),
+        every_job_ends,
+        prepare=accepted_before,
+    ),
+    "a late delivery and a reconciler whose index lags": _scene(
+        (Actor("worker", deliver), Actor("reconciler", reconcile_later, index_lags=True)),
+        every_job_ends,
+        prepare=accepted_before,
+    ),
+    "two reconcilers, of which one has an index that lags": _scene(
+        (Actor("one", reconcile_twice), Actor("other", reconcile_later, index_lags=True)),
+        every_job_ends,
+        prepare=accepted_before,
+    ),
+    "a retry and a reconciler whose index lags": _scene(
+        (Actor("retry", ask_with_key), Actor("reconciler", reconcile, index_lags=True)),
+        one_image_for_the_key,
+        prepare=lambda world: abandoned(world, with_image=True, key=KEY),
+    ),
 }
 # The limit of preemptions where all orders would take minutes.
 SWITCHES = {
     "an acceptor in doubt about its message and a worker": 2,
     "a late delivery and the reconciler": 2,
     "a late delivery and the reconciler, which runs again": 2,
+    "a delivery and a reconciler whose clock is 90 s ahead": 1,
+    "a delivery whose clock is 90 s behind and the reconciler": 1,
+    "a late delivery and a reconciler whose index lags": 2,
+    "two reconcilers, of which one has an index that lags": 1,
 }
+# Two crashes, with one preemption.
+TWO_CRASHES = (
+    "two requests with one key",
+    "a slow request with a key and the reconciler",
+    "a refund in doubt and the reconciler's settle",
+    "an acceptor and a worker",
+    "two deliveries of one job",
+    "a late delivery and the reconciler, which runs again",
+)
 
 WITH_THREE = {
     "a slow request, its retry and the reconciler": _scene(
@@ -312,14 +374,23 @@ def test_the_books_are_sound_with_three_actors_and_one_preemption(
     explore(WITH_THREE[name], real_engine, schedule, switches=1)
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("name", TWO_CRASHES)
+def test_the_books_are_sound_after_two_crashes_and_one_preemption(
+    name: str, real_engine: Engine, schedule: list[int] | None
+) -> None:
+    explore(SCENES[name], real_engine, schedule, switches=1, crashes=2)
+
+
 def explore(
     scene: Callable[[Engine], Scene],
     engine: Engine,
     schedule: list[int] | None,
     switches: int | None = None,
+    crashes: int = 1,
 ) -> None:
     """Runs every schedule of the scene, or replays the one of ``--schedule``."""
-    explorer = Explorer(scene(engine), switches)
+    explorer = Explorer(scene(engine), switches, crashes)
     if schedule is not None:
         explorer.replay(schedule)
         return

@@ -81,12 +81,16 @@ Moment = Callable[["Future[int]"], object]
 
 @dataclass
 class Caller:
-    """An organisation, the sandboxes that it calls, and the answer to each of its prompts."""
+    """An organisation, the sandboxes that it calls, and the answer to each of its prompts.
+
+    ``told_free`` holds the prompts whose answer said that nothing is charged.
+    """
 
     world: World
     api_key: str
     environment: dict[str, str]
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    told_free: set[str] = field(default_factory=set)
 
     def event(self, prompt: str, api_key: str, prefer: str = "") -> dict[str, Any]:
         """The event of API Gateway's HTTP API (payload 2.0)."""
@@ -120,6 +124,9 @@ class Caller:
             self.answers[prompt] = (NO_ANSWER, "")
             return NO_ANSWER
         self.answers[prompt] = (answer["statusCode"], answer["body"])
+        # A replay says 0 too: of itself, not of the generation.
+        if answer["statusCode"] >= 400 and answer["headers"]["X-Credits-Charged"] == "0":
+            self.told_free.add(prompt)
         return int(answer["statusCode"])
 
     def unanswered(self) -> list[str]:
@@ -150,8 +157,8 @@ class Caller:
                 url = json.loads(body)["imageUrl"]
                 if generation is None or url != f"{BASE_URL}/{generation.image_key}":
                     wrong.append(f"{prompt!r} was accepted as {url}, which does not exist")
-            elif status != NO_ANSWER and charged:
-                wrong.append(f"{prompt!r} was answered with {status} and is charged")
+            if prompt in self.told_free and charged:
+                wrong.append(f"{prompt!r} was told 0 with a {status} and is charged")
         for key in self.world.stored_keys():
             stored = self.world.engine.s3.get_object(Bucket=self.world.engine.bucket, Key=key)
             with Image.open(io.BytesIO(stored["Body"].read())) as image:

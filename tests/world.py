@@ -202,6 +202,26 @@ class NetworkClient:
         return called
 
 
+class LaggingIndex:
+    """A DynamoDB client whose index ``Due`` stays as it is now, while its table goes on."""
+
+    def __init__(self, client: Any, table: str) -> None:
+        self._client = client
+        self._rows = client.scan(TableName=table, ConsistentRead=True)["Items"]
+
+    def __getattr__(self, operation: str) -> Any:
+        return getattr(self._client, operation)
+
+    def query(self, **arguments: Any) -> dict[str, Any]:
+        """The rows that were due by the time that the query names; others are read as they are."""
+        if arguments.get("IndexName") != "Due":
+            return cast("dict[str, Any]", self._client.query(**arguments))
+        values = arguments["ExpressionAttributeValues"]
+        shard, now_s = values[":shard"], int(values[":now"]["N"])
+        listed = [row for row in self._rows if row.get("dueShard") == shard]
+        return {"Items": [row for row in listed if int(row["dueAt"]["N"]) <= now_s]}
+
+
 class Clock:
     """Epoch seconds that advance only when a test or a simulated pause says so.
 
@@ -331,11 +351,18 @@ class World:
         failure: Exception | None = None,
         model_takes_s: float = 0,
         clock_ahead_s: float = 0,
+        *,
+        index_lags: bool = False,
     ) -> Sandbox:
-        """A new sandbox; ``failure`` is what its model raises, and its clock may be wrong."""
+        """A new sandbox; ``failure`` is what its model raises.
+
+        Its clock may be wrong, and it may read the index of due rows as it is now for ever.
+        """
         network = network or Network()
         network.on_timeout = lambda call: self.clock.sleep(CALL_TAKES_S.get(call.service, 0.0))
-        dynamodb: Any = NetworkClient(self.engine.dynamodb, "dynamodb", network)
+        engine = self.engine.dynamodb
+        client = LaggingIndex(engine, self.table) if index_lags else engine
+        dynamodb: Any = NetworkClient(client, "dynamodb", network)
         s3: Any = NetworkClient(self.engine.s3, "s3", network)
         sqs: Any = NetworkClient(self.mailbox, "sqs", network)
         queue = JobQueue(sqs, "https://queue.example", self.clock.sleep)
