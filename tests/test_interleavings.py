@@ -277,7 +277,7 @@ SCENES = {
         (Actor("request", ask, clock_ahead_s=90), Actor("reconciler", reconcile_later))
     ),
     "a request and its retry, whose clock is 90 s ahead": _scene(
-        (Actor("request", ask_with_key), Actor("retry", ask_with_key, clock_ahead_s=90)),
+        (Actor("first", ask_with_key), Actor("retry", ask_with_key, clock_ahead_s=90)),
         one_image_for_the_key,
     ),
     "a delivery and a reconciler whose clock is 90 s ahead": _scene(
