@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from handlers.dependencies import dependencies
 from infra.lifetime import Runs
@@ -99,6 +100,12 @@ class LocalStack(Runs):
         # so boto3 puts the name into the path.
         self.bucket = f"images_{self.aws.account_id}"
         self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports of 127.0.0.1 that the functions call."""
+        servers = [self.aws.url, self.stand_in.url if self.stand_in else ""]
+        return [port for port in (urlsplit(url).port for url in servers) if port]
 
     def start(self) -> None:
         """Starts everything and opens the organisation's account.
