@@ -27,7 +27,7 @@ from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Template
 from infra.verify import tools
 from infra.verify.child import free_ports
-from tests.customer import CREDITS, GENERATE, fetch
+from tests.customer import CREDITS, GENERATE, fetch, until
 from tests.stacks import ARCHITECTURE
 
 GUIDE = Markdown.read(PROJECT_ROOT / "CONTRIBUTING.md")
@@ -221,6 +221,9 @@ class Contributor:
             finally:
                 os.killpg(process.pid, signal.SIGINT)
 
+    def local_url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['PORT']}"
+
     def key(self) -> str:
         return (self.directory / ".local" / "api-key").read_text(encoding="utf-8").strip()
 
@@ -273,6 +276,15 @@ def test_the_guide_runs_as_written_and_one_key_charges_once(contributor: Contrib
             assert answers[1].headers["idempotent-replayed"] == "true"
             assert answers[0].body == answers[1].body
             assert fetch(api + CREDITS, headers=own).json()["credits"] == 95
+            later = order | {"Idempotency-Key": "order-1043", "Prefer": "respond-async"}
+            accepted = fetch(api + GENERATE, "POST", b'{"prompt": "A fox"}', later)
+            assert accepted.status == 202, accepted
+            worked_on = contributor.local_url() + accepted.headers["location"]
+            ended = until(
+                lambda: fetch(worked_on, headers=own).json(),
+                lambda generation: generation["status"] != "reserved",
+            )
+            assert ended["status"] == "settled"
             assert fetch(f"{api}/no/route").headers["x-error-code"] == "not_found"
 
 
