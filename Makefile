@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PORT ?= 8000
-ARCHITECTURE ?= arm64
+# This machine's. `sam build` names the deployment's.
+ARCHITECTURE ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 # A build needs no installed packages: an operator's machine may have only Python.
 BUILDER = $(or $(wildcard $(BIN)/python),$(PYTHON))
 
-.PHONY: help run test check verify bench build format docs lock advisories mutants verify-tools artifact clean
+.PHONY: help run sam-local test check verify bench build format docs lock advisories mutants verify-tools artifact clean
 .DEFAULT_GOAL := help
 
 define python_is_new_enough
@@ -23,6 +24,9 @@ help: ## list these targets
 
 run: $(INSTALLED) ## run the whole service on this machine, without a cloud account (PORT=8000)
 	@PORT=$(PORT) exec $(BIN)/python -m infra.local
+
+sam-local: $(INSTALLED) build ## make run, for the built functions in Lambda's container too (needs Docker)
+	@PORT=$(PORT) exec $(BIN)/python -m infra.local --sam-local
 
 test: $(INSTALLED) ## run the tests that need only Python
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
@@ -39,7 +43,7 @@ verify: verify-tools ## run the tests on DynamoDB Local, in the Lambda runtime, 
 bench: verify-tools ## measure the service beside its alternatives: infra/bench/RESULTS.md (20 minutes)
 	@$(BIN)/python -m infra.bench
 
-build: ## build what is deployed, into .build/artifact/arm64 (ARCHITECTURE=x86_64 for the other)
+build: ## build the functions for this machine, into .build/artifact (ARCHITECTURE=arm64 for another)
 	@rm -rf .build/artifact/$(ARCHITECTURE)
 	@$(MAKE) --no-print-directory artifact INTO=.build/artifact/$(ARCHITECTURE)
 

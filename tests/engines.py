@@ -12,7 +12,7 @@ import pytest
 from botocore.config import Config
 from moto import mock_aws
 
-from infra.local.aws import REGION, EmbeddedAws
+from infra.local.aws import CREDENTIALS, REGION, EmbeddedAws
 from infra.verify.dynamodb_local import DynamoDbLocal
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ __all__ = ["Engine", "engine", "moto_engine", "real_engine"]
 MOTO_BUCKET = "images-in-moto"
 REAL_BUCKET = "images-beside-dynamodb-local"
 
-_SESSION = boto3.Session(
-    aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION
-)
+_SESSION = boto3.Session(**CREDENTIALS, region_name=REGION)
 # One try, as in ``lib.clients``. The timeouts are long: on a busy machine too, only tests lose
 # responses.
 _CONFIG = Config(

@@ -120,6 +120,7 @@ def _deployed(aws: EmbeddedAws, *, on_r2: bool) -> Variant:
     made = aws.client("secretsmanager").create_secret(Name="gemini", SecretString="any-key")
     parameters = {}
     if on_r2:
+        aws.accept(access_key=R2_KEY_ID)
         pair = {"accessKeyId": R2_KEY_ID, "secretAccessKey": "r2"}
         aws.create_secret(R2_SECRET, json.dumps(pair))
         parameters = {

@@ -19,7 +19,7 @@ from werkzeug.serving import make_server
 
 from infra.bench import capacity, cost
 from infra.bench.conflicts import conflict_proxy, conflicts_at
-from infra.local.aws import REGION
+from infra.local.aws import CREDENTIALS, REGION
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def slow_dynamo() -> Iterator[tuple[SlowDynamo, str, "DynamoDBClient"]]:
             "dynamodb",
             endpoint_url=url,
             region_name=REGION,
-            aws_access_key_id="local",
-            aws_secret_access_key="local",
+            **CREDENTIALS,
             config=Config(retries={"total_max_attempts": 1}, proxies={}),
         )
         yield slow, url, client

@@ -722,6 +722,7 @@ def test_a_deployed_stack_is_found_by_its_name_alone(
 ) -> None:
     for name in ("CREDITS_TABLE", "ORG_SECRET_PREFIX", "IMAGE_BUCKET", "IMAGE_BASE_URL"):
         monkeypatch.setenv(name, "of-another-deployment")
+    aws.accept(access_key="a")
     aws.create_secret(f"r2-{bucket}", json.dumps({"accessKeyId": "a", "secretAccessKey": "b"}))
     outputs = {
         "TableName": TABLE,

@@ -46,6 +46,7 @@ def unique(name: str) -> str:
 def aws() -> Iterator[EmbeddedAws]:
     with EmbeddedAws() as running:
         running.create_bucket(BUCKET)
+        running.accept(access_key="r2-id")
         pair = {"accessKeyId": "r2-id", "secretAccessKey": "r2-secret"}
         running.create_secret(SECRET, json.dumps(pair))
         running.create_secret("gemini-key", KEY)
@@ -505,6 +506,7 @@ class DyingConnections:
 def dying(aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[DyingConnections]:
     use(aws, monkeypatch)
     with DyingConnections(aws.url) as proxy:
+        aws.accept(url=proxy.url)
         for service in ("DYNAMODB", "S3", "SECRETS_MANAGER", "SQS"):
             monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", proxy.url)
         yield proxy

@@ -890,6 +890,8 @@ def serve_with_debug_on(report: Path) -> None:
             log.setFormatter(EverythingFormatter())
             logging.getLogger().addHandler(log)
             logging.debug(CONTROL)  # noqa: LOG015 - it is the root logger that is to be shown
+            put = running.aws.client("secretsmanager").put_secret_value
+            put(SecretId=os.environ["GEMINI_API_KEY_SECRET"], SecretString=GEMINI_KEY)
             drop_dependencies()
             at_once = sorted(FAILURES.keys() - LONG)
             prompts = [PROMPT, *(f"{PROMPT} [fail:{name}]" for name in at_once)]

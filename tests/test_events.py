@@ -11,7 +11,7 @@ from handlers.http import Event
 from infra.local.functions import LambdaContext, LocalFunction
 from infra.local.gateway import Gateway
 from infra.local.http_server import Request
-from infra.local.samples import SAMPLE_CREDITS, artifact, open_sample_accounts, sam_template
+from infra.local.samples import SAMPLE_CREDITS, open_sample_accounts
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Route, Template
 
@@ -161,18 +161,3 @@ def _shape(of: Any) -> Any:
     if isinstance(of, Mapping):
         return {name: _shape(value) for name, value in of.items()}
     return type(of)
-
-
-def test_the_template_for_sam_has_the_built_functions_with_addresses_outside_the_container(
-    stack: LocalStack,
-) -> None:
-    template = json.loads(sam_template(stack))
-
-    functions = {each.name for each in Template.from_file().functions()}
-    assert set(template["Resources"]) == functions
-    for function in template["Resources"].values():
-        variables = function["Properties"]["Environment"]["Variables"]
-        assert function["Properties"]["CodeUri"] == artifact()
-        assert variables["IMAGE_BASE_URL"].startswith(stack.url)
-        for name in ("AWS_ENDPOINT_URL_DYNAMODB", "GOOGLE_GEMINI_BASE_URL"):
-            assert variables[name].startswith("http://host.docker.internal:")

@@ -19,7 +19,7 @@ from typing import Any, Self
 import pytest
 from PIL import Image
 
-from infra.local.aws import EmbeddedAws
+from infra.local.aws import CREDENTIALS, EmbeddedAws
 from infra.local.gemini_stand_in import FAILURES, GeminiStandIn
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
@@ -246,10 +246,68 @@ def test_with_the_users_gemini_key_the_real_address_is_called_with_that_key(
         with LocalStack(gemini_api_key="the-users-key") as own:
             assert own.stand_in is None
             assert Customer(own).generate("A fox").status == 200
+            assert "the-users-key" not in stored_secrets(own.aws)
         (request,) = google.requests
 
     assert request.path == "/v1beta/models/gemini-3-pro-image:generateContent"
     assert request.headers["x-goog-api-key"] == "the-users-key"
+
+
+def stored_secrets(aws: EmbeddedAws) -> set[str]:
+    """What a process with the embedded AWS's credentials can read."""
+    client = aws.client("secretsmanager")
+    names = [each["ARN"] for each in client.list_secrets()["SecretList"]]
+    assert names
+    return {client.get_secret_value(SecretId=each)["SecretString"] for each in names}
+
+
+def signed(access_key: str) -> dict[str, str]:
+    scope = f"{access_key}/20261126/us-east-1/secretsmanager/aws4_request"
+    signature = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+    return {"Authorization": signature}
+
+
+OURS = CREDENTIALS["aws_access_key_id"]
+STRANGERS = {
+    "another user's program": {},
+    "one that guesses the credentials": signed("local"),
+    "a page of another origin": signed(OURS) | {"Origin": "https://attacker.example"},
+    "a sandboxed page": signed(OURS) | {"Origin": "null"},
+    "a page whose name resolves to 127.0.0.1": signed(OURS) | {"Host": "attacker.example"},
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_the_embedded_cloud_serves_only_this_run(stranger: str) -> None:
+    with EmbeddedAws() as aws:
+        aws.create_secret("secret", "for this run")
+        form = {"Content-Type": "application/x-amz-json-1.1"}
+        ask = form | {"X-Amz-Target": "secretsmanager.GetSecretValue"}
+        body = b'{"SecretId": "secret"}'
+        theirs = fetch(aws.url, "POST", body, ask | STRANGERS[stranger])
+        ours = fetch(aws.url, "POST", body, ask | signed(OURS))
+
+    assert (ours.status, ours.json()["SecretString"]) == (200, "for this run")
+    assert (theirs.status, theirs.body) == (403, b"Forbidden")
+    assert "access-control-allow-origin" not in theirs.headers
+
+
+@pytest.mark.parametrize("headers", [{}, signed(OURS)], ids=["a page", "this run"])
+def test_the_embedded_cloud_has_no_interface_of_its_own(
+    headers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto's shows all that is stored, and writes files into the working directory."""
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedAws() as aws:
+        for method, path in (
+            ("GET", "data.json"),
+            ("POST", "reset"),
+            ("POST", "recorder/upload-recording"),
+        ):
+            body = b"written" if method == "POST" else None
+            assert fetch(f"{aws.url}/moto-api/{path}", method, body, headers).status == 403
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hundred_conditional_debits_from_64_threads_are_exact() -> None:

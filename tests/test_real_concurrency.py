@@ -21,7 +21,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from handlers.dependencies import Dependencies
 from handlers.generate import respond
-from infra.local.aws import REGION
+from infra.local.aws import CREDENTIALS, REGION
 from lib.deadline import Deadline
 from lib.errors import (
     Busy,
@@ -172,8 +172,7 @@ class GenerateFunction:
             "secretsmanager",
             endpoint_url=world.engine.environment["AWS_ENDPOINT_URL_SECRETS_MANAGER"],
             region_name=REGION,
-            aws_access_key_id="local",
-            aws_secret_access_key="local",
+            **CREDENTIALS,
         )
         self._api_key = KeyRing(secrets, "orgs/").issue(world.organisation).key
         self.model = BlockableModel(_chance(0))

@@ -22,7 +22,7 @@ import boto3
 import pytest
 from PIL import Image
 
-from infra.local.aws import REGION, EmbeddedAws
+from infra.local.aws import CREDENTIALS, REGION, EmbeddedAws
 from infra.local.gemini_stand_in import GeminiStandIn
 from infra.template import PROJECT_ROOT, Template
 from infra.verify import tools
@@ -537,8 +537,7 @@ def _secrets(environment: Mapping[str, str], organisation: str) -> str:
         "secretsmanager",
         endpoint_url=environment["AWS_ENDPOINT_URL_SECRETS_MANAGER"],
         region_name=REGION,
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
+        **CREDENTIALS,
     )
     client.create_secret(Name=environment["GEMINI_API_KEY_SECRET"], SecretString="any-key-will-do")
     api_key = KeyRing(client, SECRETS).issue(organisation).key

@@ -1,4 +1,4 @@
-"""``python -m infra.local``: the whole service on this machine, until Ctrl-C.
+"""``python -m infra.local [--sam-local]``: the whole service on this machine, until Ctrl-C.
 
 Reads ``PORT`` (default 8000), ``GEMINI_API_KEY`` (calls Google instead of the stand-in) and
 ``GEMINI_MODEL``. While it runs it keeps in ``.local`` under the current directory:
@@ -6,9 +6,14 @@ Reads ``PORT`` (default 8000), ``GEMINI_API_KEY`` (calls Google instead of the s
     api-key             the API key
     service.log         the log of the functions
     environment.json    the variables that point ``gemini-generate --local`` at this stack
-    sam-template.json   a template for ``sam local invoke`` whose functions reach this stack
+
+and with ``--sam-local``, which lets Lambda's containers reach this stack:
+
+    sam-template.json    the built functions and their routes
+    sam-variables.json   the variables that point them to this stack
 """
 
+import argparse
 import contextlib
 import errno
 import os
@@ -37,11 +42,14 @@ class _CannotStart(Exception):
 
 def main() -> int:
     """Runs the stack until a signal ends it; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local")
+    parser.add_argument("--sam-local", action="store_true", help="serve Lambda's containers too")
+    options = parser.parse_args()
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
         with _listening(os.environ.get("PORT", DEFAULT_PORT)) as server:
-            _run(server, terminal=sys.stdout)
+            _run(server, terminal=sys.stdout, for_sam=options.sam_local)
     except _CannotStart as reason:
         print(reason, file=sys.stderr)
         return 1
@@ -72,18 +80,19 @@ def _listening(port: str) -> HttpServer:
         raise _CannotStart(sentence) from fault
 
 
-def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
+def _run(server: HttpServer, terminal: TextIO, *, for_sam: bool) -> NoReturn:
+    key = os.environ.get("GEMINI_API_KEY", "").strip() or None
+    if key and for_sam:
+        raise _CannotStart("The containers call a stand-in for Gemini: unset GEMINI_API_KEY.")
     screen = _Screen(terminal)
     screen.line("Starting ...")
     log_path = DIRECTORY / "service.log"
     with _private_file(log_path) as log, contextlib.redirect_stdout(log):
         # Imported here: the port is taken by now, and the functions' log on standard output goes to
         # the file.
-        from infra.local.samples import environment, open_sample_accounts  # noqa: PLC0415
-        from infra.local.samples import sam_template as for_sam  # noqa: PLC0415
+        from infra.local.samples import environment  # noqa: PLC0415
         from infra.local.stack import LocalStack  # noqa: PLC0415
 
-        key = os.environ.get("GEMINI_API_KEY", "").strip() or None
         with (
             LocalStack(server=server, gemini_api_key=key, log=screen.line) as stack,
             contextlib.ExitStack() as files,
@@ -91,15 +100,36 @@ def _run(server: HttpServer, terminal: TextIO) -> NoReturn:
             key_path = DIRECTORY / "api-key"
             files.enter_context(_file(key_path, stack.api_key + "\n"))
             files.enter_context(_file(DIRECTORY / "environment.json", environment(stack)))
-            if stack.stand_in is not None:
-                open_sample_accounts(stack)
-                files.enter_context(_file(DIRECTORY / "sam-template.json", for_sam(stack)))
-            screen.line(_welcome(stack, key_path, log_path))
+            if for_sam:
+                files.enter_context(_serving_containers(stack))
+            screen.line(_welcome(stack, key_path, log_path, _SAM_COMMANDS if for_sam else ""))
             while True:
                 signal.pause()
 
 
-def _welcome(stack: "LocalStack", key_path: Path, log_path: Path) -> str:
+@contextlib.contextmanager
+def _serving_containers(stack: "LocalStack") -> Iterator[None]:
+    from infra.local import bridge, samples  # noqa: PLC0415 - as above
+
+    with contextlib.ExitStack() as opened:
+        try:
+            host = opened.enter_context(bridge.reachable_from_containers(stack.ports))
+        except OSError as fault:
+            raise _CannotStart(
+                f"Containers can't reach this machine at {bridge.DOCKER}: {fault.strerror}. Start"
+                " Docker; rootless Docker has no such bridge."
+            ) from fault
+        stack.aws.accept(url=stack.aws.url.replace("127.0.0.1", host))
+        samples.open_sample_accounts(stack)
+        for name, text in {
+            "sam-template.json": samples.sam_template(stack),
+            "sam-variables.json": samples.sam_variables(stack, host),
+        }.items():
+            opened.enter_context(_file(DIRECTORY / name, text))
+        yield
+
+
+def _welcome(stack: "LocalStack", key_path: Path, log_path: Path, more: str) -> str:
     from infra.local.stack import FIRST_CREDITS  # noqa: PLC0415 - as above
 
     authorization = shlex.quote(f"Authorization: Bearer {stack.api_key}")
@@ -124,7 +154,7 @@ Generate an image (5 credits), then check the balance:
 -H 'Content-Type: application/json' -d {shlex.quote(body)}
 
   curl -sS {stack.url}/api/v1/billing/credits -H {authorization}
-{failures}
+{failures}{more}
 Everything is in memory; Ctrl-C stops it. Requests:
 """
 
@@ -134,6 +164,16 @@ Put [fail:safety], [fail:overloaded], [fail:cut-image] or [fail:hang] in a promp
 refund its credits. List all failures:
 
   {python} -m infra.local.gemini_stand_in --help
+"""
+
+
+_SAM_COMMANDS = """
+Run the built functions in Lambda's container, from another terminal:
+
+  sam local invoke GenerateFunction -t .local/sam-template.json -n .local/sam-variables.json \
+-e infra/events/generate.json
+
+  sam local start-api -t .local/sam-template.json -n .local/sam-variables.json
 """
 
 

@@ -4,14 +4,20 @@ moto is not atomic under threads: two concurrent conditional writes can both see
 exactly one request is inside moto at a time, which makes a conditional debit exact. This tests our
 code under interleaved requests; only DynamoDB Local and AWS show how DynamoDB behaves under
 contention (``TransactionConflict`` above all).
+
+It serves this run alone: every other process of the machine can reach its port, and so can every
+page in a browser.
 """
 
 import json
 import os
+import re
+import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypedDict, overload
+from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import boto3
@@ -33,15 +39,30 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
-__all__ = ["REGION", "EmbeddedAws"]
+__all__ = ["CREDENTIALS", "REGION", "EmbeddedAws"]
 
 REGION = "us-east-1"
+
+
+class _Credentials(TypedDict):
+    aws_access_key_id: str
+    aws_secret_access_key: str
+
+
+CREDENTIALS = _Credentials(
+    aws_access_key_id=secrets.token_hex(16), aws_secret_access_key=secrets.token_hex(16)
+)
+"""Those that this process's embedded AWS accepts, as arguments of boto3."""
 _SERVICES: tuple[Literal["dynamodb", "s3", "secretsmanager", "sqs"], ...] = (
     "dynamodb",
     "s3",
     "secretsmanager",
     "sqs",
 )
+# SigV4: https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html
+_CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/.*")
+# moto's own interface, which needs no credentials and shows everything.
+_NOT_AWS = "/moto-api"
 _LIMITS = Limits(body_bytes=64 * 1024 * 1024, header_bytes=32 * 1024)
 _CLIENT_CONFIG = Config(
     connect_timeout=2,
@@ -74,7 +95,9 @@ class EmbeddedAws(Runs):
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._making_client = threading.Lock()
         self._clients: dict[str, _Closable] = {}
+        self._access_keys = {CREDENTIALS["aws_access_key_id"]}
         self.url = self._server.url
+        self._hosts = {urlsplit(self.url).netloc}
 
     def start(self) -> None:
         """Responds from now on."""
@@ -92,11 +115,16 @@ class EmbeddedAws(Runs):
             for service in _SERVICES:
                 get_backend(service).pop(self.account_id, None)
 
+    def accept(self, *, access_key: str = "", url: str = "") -> None:
+        """Accepts the id of another access key too, or requests that reach it by another URL."""
+        self._access_keys |= {access_key} - {""}
+        self._hosts |= {urlsplit(url).netloc} - {""}
+
     def environment(self) -> Mapping[str, str]:
         """The variables that point any AWS SDK here, and away from the user's own account."""
         return {
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_ACCESS_KEY_ID": CREDENTIALS["aws_access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": CREDENTIALS["aws_secret_access_key"],
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_CONFIG_FILE": os.devnull,
@@ -132,8 +160,7 @@ class EmbeddedAws(Runs):
             "region": (None, None, REGION, None),
         }
         session = boto3.Session(
-            aws_access_key_id="local",
-            aws_secret_access_key="local",  # noqa: S106 - moto does not check it
+            **CREDENTIALS,
             botocore_session=botocore.session.Session(session_vars=nowhere),
         )
         elsewhere = self._dynamodb_url if service == "dynamodb" else None
@@ -181,7 +208,24 @@ class EmbeddedAws(Runs):
         self.client("secretsmanager").create_secret(Name=name, SecretString=value)
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self._is_ours(environ):
+            return WsgiResponse("Forbidden", 403)(environ, start_response)
         environ["HTTP_X_MOTO_ACCOUNT_ID"] = self.account_id
         with self._one_at_a_time:
             response = WsgiResponse.from_app(self._moto, environ, buffered=True)
         return response(environ, start_response)
+
+    def _is_ours(self, environ: WSGIEnvironment) -> bool:
+        """Whether a client made the request that has this run's credentials, and is no browser.
+
+        A browser sends ``Origin`` for a page of another site. Where such a page's name resolves to
+        127.0.0.1 (DNS rebinding), ``Host`` is that name.
+        """
+        signed = _CREDENTIAL.fullmatch(environ.get("HTTP_AUTHORIZATION", ""))
+        return (
+            "HTTP_ORIGIN" not in environ
+            and environ.get("HTTP_HOST") in self._hosts
+            and not environ["PATH_INFO"].startswith(_NOT_AWS)
+            and signed is not None
+            and signed[1] in self._access_keys
+        )

@@ -12,13 +12,20 @@ import time
 from typing import Any
 
 from infra.local.stack import LocalStack
-from infra.template import PROJECT_ROOT, Template
+from infra.template import DEFAULT_ROUTE, PROJECT_ROOT, Route, Template
 from lib.deadline import Deadline
 from lib.ledger.accounts import Accounts
 from lib.ledger.rows import Grant
 from lib.ledger.table import Table
 
-__all__ = ["SAMPLE_CREDITS", "artifact", "environment", "open_sample_accounts", "sam_template"]
+__all__ = [
+    "SAMPLE_CREDITS",
+    "artifact",
+    "environment",
+    "open_sample_accounts",
+    "sam_template",
+    "sam_variables",
+]
 
 SAMPLE_CREDITS = 100
 # An organisation with credits, and one without.
@@ -60,18 +67,12 @@ def artifact() -> str:
 
 
 def sam_template(stack: LocalStack) -> str:
-    """A template with only the built functions, whose variables point from a container to here.
+    """A template with only the built functions and their routes, for ``sam local``.
 
-    ``sam local invoke`` gives a function only the variables that its template declares, and
-    ``template.yaml`` declares no addresses, so an env file can't add them. Source:
-    samcli/local/lambdafn/env_vars.py.
+    SAM gives a function only the variables that its template declares, which are those of
+    ``sam_variables``. Source: samcli/local/lambdafn/env_vars.py.
     """
-    functions = Template.from_file().functions()
-    addresses = {name: os.environ[name] for name in (*stack.aws.environment(), *_OF_GOOGLE)}
-    variables = _settings() | {
-        name: value.replace("127.0.0.1", "host.docker.internal")
-        for name, value in addresses.items()
-    }
+    names = _settings() | _addresses(stack)
     resources: dict[str, Any] = {
         function.name: {
             "Type": "AWS::Serverless::Function",
@@ -82,18 +83,43 @@ def sam_template(stack: LocalStack) -> str:
                 "Handler": function.handler,
                 "Timeout": function.timeout_s,
                 "MemorySize": function.memory_mb,
-                "Environment": {"Variables": variables},
+                "Environment": {"Variables": dict.fromkeys(names, "")},
+                "Events": {
+                    f"Route{number}": {"Type": "HttpApi", "Properties": _event(route)}
+                    for number, route in enumerate(function.routes)
+                },
             },
         }
-        for function in functions
+        for function in Template.from_file().functions()
     }
     transform = "AWS::Serverless-2016-10-31"
     return json.dumps({"Transform": transform, "Resources": resources}, indent=2) + "\n"
 
 
+def sam_variables(stack: LocalStack, host: str) -> str:
+    """The variables that point a container to the stack, whose servers it reaches at ``host``.
+
+    For ``sam local --env-vars``: alone these go before the variables of the user's shell.
+    """
+    addresses = {
+        name: value.replace("127.0.0.1", host) for name, value in _addresses(stack).items()
+    }
+    return json.dumps({"Parameters": _settings() | addresses}, indent=2) + "\n"
+
+
 def _settings() -> dict[str, str]:
     functions = Template.from_file().functions()
     return {name: os.environ[name] for each in functions for name in each.environment}
+
+
+def _addresses(stack: LocalStack) -> dict[str, str]:
+    return {name: os.environ[name] for name in (*stack.aws.environment(), *_OF_GOOGLE)}
+
+
+def _event(route: Route) -> dict[str, str]:
+    if route == DEFAULT_ROUTE:
+        return {}
+    return {"Method": route.method, "Path": route.path}
 
 
 def _architecture() -> str:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from handlers.dependencies import dependencies
 from infra.lifetime import Runs
@@ -100,6 +101,12 @@ class LocalStack(Runs):
         self.bucket = f"images_{self.aws.account_id}"
         self.stand_in = None if gemini_api_key else GeminiStandIn(latency_s=latency_s)
 
+    @property
+    def ports(self) -> list[int]:
+        """The ports of 127.0.0.1 that the functions call."""
+        servers = [self.aws.url, self.stand_in.url if self.stand_in else ""]
+        return [port for port in (urlsplit(url).port for url in servers) if port]
+
     def start(self) -> None:
         """Starts everything and opens the organisation's account.
 
@@ -162,7 +169,7 @@ class LocalStack(Runs):
         handler_of = self._handlers or _handler
         self._functions = {each.name: _function(each, handler_of(each)) for each in definitions}
         if self._handlers is None:
-            self._undo.enter_context(_warm())
+            self._undo.enter_context(_warm(self._gemini_api_key))
         for definition in definitions:
             for period_s in definition.schedules_s:
                 schedule = Schedule(self._functions[definition.name], period_s)
@@ -190,8 +197,8 @@ class LocalStack(Runs):
     def _fill_aws(self) -> None:
         self.aws.create_table(self.table, self._template)
         self.aws.create_bucket(self.bucket)
-        key = self._gemini_api_key or "any-key-will-do-for-the-stand-in"
-        self.aws.create_secret(os.environ["GEMINI_API_KEY_SECRET"], key)
+        # The user's own key goes to the functions past the secret, which other processes can read.
+        self.aws.create_secret(os.environ["GEMINI_API_KEY_SECRET"], "any-key-for-the-stand-in")
 
     def _variables(
         self, definitions: Iterable[Function], queues: Mapping[str, str]
@@ -270,13 +277,18 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warm() -> Iterator[None]:
+def _warm(gemini_api_key: str | None) -> Iterator[None]:
     """Builds the handlers' dependencies for this environment, and drops them afterwards.
 
     In a Lambda sandbox the first request comes alone and builds them; here a hundred may come at
     once.
     """
     drop_dependencies()
+    if gemini_api_key:
+        from lib.picture.gemini import Gemini  # noqa: PLC0415 - it takes most of a start
+
+        model = dependencies().settings.gemini_model
+        dependencies().model = Gemini(lambda: gemini_api_key, model)
     for name in ("telemetry", "key_verifier", "jobs", "reconciler"):
         getattr(dependencies(), name)
     try:

@@ -13,7 +13,7 @@ import boto3
 from botocore.config import Config
 
 from infra.lifetime import Runs
-from infra.local.aws import REGION
+from infra.local.aws import CREDENTIALS, REGION
 from infra.template import Template
 from infra.verify import tools
 from infra.verify.child import Child, NotReadyError
@@ -83,8 +83,7 @@ class DynamoDbLocal(Runs):
             "dynamodb",
             endpoint_url=self.url,
             region_name=REGION,
-            aws_access_key_id="local",
-            aws_secret_access_key="local",  # noqa: S106 - it is not checked
+            **CREDENTIALS,
             config=Config(
                 connect_timeout=10,
                 read_timeout=30,
