@@ -5,6 +5,7 @@
     │   ├── InvalidRequest       400   the sentence says what to change
     │   ├── Unauthorized         401   one sentence for every cause
     │   ├── InsufficientCredits  402   carries the balance
+    │   ├── OrganisationSuspended 403  an operator suspended the organisation
     │   ├── NotFound             404   also for another organisation's generation
     │   ├── MethodNotAllowed     405   names the methods of the path
     │   ├── GenerationInFlight   409   a request with this idempotency key is in progress
@@ -51,6 +52,7 @@ __all__ = [
     "ModelUnavailable",
     "NoImageReturned",
     "NotFound",
+    "OrganisationSuspended",
     "OutcomePending",
     "RateLimited",
     "RequestRejected",
@@ -140,6 +142,14 @@ class InsufficientCredits(RequestRejected):
             "creditsRequired": self.required,
             "creditsRemaining": self.remaining,
         }
+
+
+class OrganisationSuspended(RequestRejected):
+    """An operator suspended the organisation. It can still read, and accepted jobs go on."""
+
+    status = 403
+    code = "organisation_suspended"
+    error = "This organisation is suspended"
 
 
 class NotFound(RequestRejected):

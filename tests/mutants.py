@@ -88,6 +88,12 @@ MUTANTS = (
         'has_credits = "(credits >= :price OR credits < :price)"',
     ),
     in_reservation(
+        "debit a suspended organisation",
+        LEDGER + "test_a_suspension_refuses_the_debit_itself_and_leaves_what_was_accepted[moto]",
+        'not_suspended = "attribute_not_exists(suspendedAt)"',
+        'not_suspended = "attribute_exists(pk)"',
+    ),
+    in_reservation(
         "overwrite a generation of the same millisecond",
         LEDGER + "test_generations_of_one_millisecond_get_different_ids[moto]",
         'never_used = "attribute_not_exists(pk)"',

@@ -732,6 +732,29 @@ def test_any_other_idempotency_key_is_a_bad_request(visitor: Customer, key: str)
     assert visitor.balance() == 100
 
 
+# 403
+
+
+def test_a_suspended_organisation_is_refused_without_a_charge_and_can_still_read(
+    stack: LocalStack,
+) -> None:
+    customer = Customer(stack)
+    paid = customer.generate(idempotency_key="paid")
+    customer.change_row("ACCOUNT", "SET suspendedAt = :value", 1)
+
+    for refused in (customer.generate(), customer.accept()):
+        assert (refused.status, refused.json()) == (
+            403,
+            {"error": "This organisation is suspended"},
+        )
+        assert refused.headers["x-error-code"] == "organisation_suspended"
+        assert refused.headers["x-should-retry"] == "false"
+        assert refused.headers["x-credits-charged"] == "0"
+        assert "retry-after" not in refused.headers
+    assert_replayed(customer.generate(idempotency_key="paid"), paid)
+    assert (customer.balance(), len(customer.history())) == (95, 1)
+
+
 # 429
 
 

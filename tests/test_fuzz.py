@@ -36,7 +36,7 @@ def stack() -> Iterator[LocalStack]:
 def test_no_generated_request_gets_an_undescribed_answer(stack: LocalStack, tmp_path: Path) -> None:
     key = stack.open_account("fuzzed", ENOUGH_CREDITS)
     accounts = Accounts(Table(stack.aws.client("dynamodb"), stack.table))
-    accounts.set_rate_limit("fuzzed", ENOUGH_CREDITS, Deadline(10))
+    accounts.set_rate_limit("fuzzed", ENOUGH_CREDITS, "test", Deadline(10))
     command = [
         *(str(tools.schemathesis()), "--config-file", str(CONFIGURATION)),
         *("run", f"{stack.url}/openapi.json", "--header", f"Authorization: Bearer {key}"),

@@ -555,7 +555,7 @@ def test_concurrent_requests_that_share_a_failed_lookup_all_fail_at_once(store: 
 
 
 def test_issuing_stores_the_hash_and_not_the_key(store: KeyStore) -> None:
-    issued = store.ring.issue("acme", expires_at=START + DAY)
+    issued = store.ring.issue("acme", name="ci", expires_at=START + DAY)
 
     assert json.loads(store.text()) == {
         "keys": [
@@ -565,6 +565,7 @@ def test_issuing_stores_the_hash_and_not_the_key(store: KeyStore) -> None:
                 "createdAt": "2026-11-22T22:10:00Z",
                 "expiresAt": "2026-11-23T22:10:00Z",
                 "revokedAt": None,
+                "name": "ci",
             }
         ]
     }
@@ -577,6 +578,8 @@ def test_a_key_appears_in_no_repr_log_or_error(
     store: KeyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    # A test before this one may have silenced it, as the service does.
+    caplog.set_level(logging.DEBUG, logger="botocore")
     issued = [store.ring.issue("acme") for _ in range(4)]
     rotated = store.ring.rotate("acme", grace=DAY)
     assert rotated is not None

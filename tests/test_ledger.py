@@ -12,6 +12,7 @@ from lib.errors import (
     IdempotencyKeyReused,
     InsufficientCredits,
     ModelOverloaded,
+    OrganisationSuspended,
     RateLimited,
     ServiceUnavailable,
 )
@@ -62,6 +63,34 @@ def test_without_five_credits_nothing_is_written_and_the_balance_is_reported(
     with pytest.raises(InsufficientCredits) as refused:
         reserve(world, order=Order("unknown", "a red fox", AspectRatio.SQUARE))
     assert refused.value.remaining == 0
+
+
+def test_a_suspension_refuses_the_debit_itself_and_leaves_what_was_accepted(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(credits_=15)
+    process, deadline = world.process(), world.deadline()
+    paid = world.order("paid")
+    first, running = reserve(world, order=paid), reserve(world)
+    process.ledger.settle(first, 1200, deadline)
+
+    def suspend(_call: Call) -> None:
+        process.accounts.suspend(world.organisation, "unpaid", "an operator", deadline)
+
+    # The request has been authenticated, and its debit is about to be written.
+    with pytest.raises(OrganisationSuspended) as refused:
+        reserve(world, Network(before_each=suspend))
+    assert refused.value.status == 403
+    assert refused.value.body() == {"error": "This organisation is suspended"}
+    assert refused.value.headers() == {
+        "X-Error-Code": "organisation_suspended",
+        "X-Should-Retry": "false",
+    }
+    assert world.balance() == 5
+    assert reserve(world, order=paid).id == first.id
+    assert process.ledger.refund(running, "no_image", deadline) is Refund.MADE
+    process.accounts.resume(world.organisation, deadline)
+    assert reserve(world).status is Status.RESERVED
 
 
 def test_generations_of_one_millisecond_get_different_ids(world: World) -> None:

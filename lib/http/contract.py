@@ -16,6 +16,7 @@ from lib.errors import (
     InsufficientCredits,
     InvalidRequest,
     NotFound,
+    OrganisationSuspended,
     OutcomePending,
     RateLimited,
     ServiceError,
@@ -182,6 +183,12 @@ _GENERATE = Operation(
             "Not enough credits",
             (InsufficientCredits(CREDITS_PER_IMAGE, 2),),
             InsufficientCreditsResponse,
+            _CHARGED,
+        ),
+        error_response(
+            "The organisation is suspended; its reads still work",
+            (OrganisationSuspended(),),
+            ErrorResponse,
             _CHARGED,
         ),
         error_response(

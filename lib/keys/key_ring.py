@@ -20,6 +20,7 @@ from lib.keys.records import (
     StoredKey,
     UnreadableSecret,
     format_time,
+    is_key_name,
     log_invalid_records,
     parse_record,
     parse_secret,
@@ -49,7 +50,8 @@ __all__ = [
 ]
 
 MAX_LIVE_KEYS = 5
-# A record takes about 230 bytes; a secret may hold 64 KiB. Source: "Secrets Manager quotas".
+# A record with a name takes about 310 bytes; a secret may hold 64 KiB.
+# Source: "Secrets Manager quotas".
 MAX_RECORDS = 100
 MIN_GRACE = timedelta(seconds=CACHE_S)
 MAX_GRACE = timedelta(days=90)
@@ -136,22 +138,26 @@ class KeyRing:
         self._clock = clock
         self._sleep = sleep
 
-    def issue(self, organisation: str, *, expires_at: datetime | None = None) -> IssuedKey:
+    def issue(
+        self, organisation: str, *, name: str | None = None, expires_at: datetime | None = None
+    ) -> IssuedKey:
         """Issues a key, which cannot be read again later. Creates the secret if it is missing.
 
-        ``expires_at`` is aware and is stored to the second.
+        ``name`` tells keys apart for people. ``expires_at`` is aware and is stored to the second.
 
         Raises:
-            InvalidArgument: the name is invalid, or the expiry is naive or not in the future.
+            InvalidArgument: a name is invalid, or the expiry is naive or not in the future.
             TooManyLiveKeys: the organisation has ``MAX_LIVE_KEYS`` live keys already.
             SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
         """
         now = self._now()
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise InvalidArgument("the expiry must be in the future and state its UTC offset")
+        if name is not None and not is_key_name(name):
+            raise InvalidArgument("a key's name is 1 to 64 of a-z, A-Z, 0-9 and ._:-")
         _require_organisation(organisation)
         issued = IssuedKey(_new_id(), new_key(organisation))
-        record = _record_to_store(issued, now, expires_at)
+        record = _record_to_store(issued, now, expires_at, name)
 
         def edit(keys: _Keys) -> _Keys:
             return _with_added(organisation, keys, record, now)
@@ -192,7 +198,7 @@ class KeyRing:
         now = self._now()
         _require_organisation(organisation)
         issued = IssuedKey(_new_id(), new_key(organisation))
-        record = _record_to_store(issued, now, None)
+        record = _record_to_store(issued, now, None, None)
 
         def edit(keys: _Keys) -> _Keys:
             return _rotated(organisation, keys, record, now, grace)
@@ -337,7 +343,9 @@ def _new_id() -> str:
     return "key_" + "".join(secrets.choice(ALPHABET) for _ in range(_ID_DIGITS))
 
 
-def _record_to_store(issued: IssuedKey, now: datetime, expires_at: datetime | None) -> StoredKey:
+def _record_to_store(
+    issued: IssuedKey, now: datetime, expires_at: datetime | None, name: str | None
+) -> StoredKey:
     """The stored record of a key issued at ``now``."""
     return {
         "id": issued.id,
@@ -345,6 +353,7 @@ def _record_to_store(issued: IssuedKey, now: datetime, expires_at: datetime | No
         "createdAt": format_time(now),
         "expiresAt": None if expires_at is None else format_time(expires_at),
         "revokedAt": None,
+        "name": name,
     }
 
 

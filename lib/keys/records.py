@@ -3,11 +3,13 @@
 The secret named ``<prefix><organisation>`` holds
 
     {"keys": [{"id": "key_3fZk0W9xQvTb", "sha256": "<64 hex digits, of the whole key>",
-               "createdAt": "2026-11-22T22:10:00Z", "expiresAt": null, "revokedAt": null}]}
+               "createdAt": "2026-11-22T22:10:00Z", "expiresAt": null, "revokedAt": null,
+               "name": "ci"}]}
 
-All five fields are required. Times are ISO 8601 with an offset; the last two may be null. A record
-that breaks these rules never authenticates, and is preserved when the secret is rewritten. Reserve
-the prefix for these secrets: any other secret under it could be read as an organisation's.
+All fields but the name are required. Times are ISO 8601 with an offset; the last two of them may be
+null. A record that breaks these rules never authenticates, and is preserved when the secret is
+rewritten. Reserve the prefix for these secrets: any other secret under it could be read as an
+organisation's.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = [
     "StoredKey",
     "UnreadableSecret",
     "format_time",
+    "is_key_name",
     "log_invalid_records",
     "parse_record",
     "parse_secret",
@@ -35,18 +38,23 @@ __all__ = [
 ]
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """The record of one key, without the key itself. Times are aware, to the second."""
+    """The record of one key, without the key itself. Times are aware, to the second.
+
+    ``name`` is what the operator called it, if anything.
+    """
 
     id: str
     sha256: str = field(repr=False)
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    name: str | None = None
 
     def is_live(self, now: datetime) -> bool:
         """Whether the key is valid at ``now``: neither revoked nor expired."""
@@ -99,10 +107,12 @@ def parse_record(stored: object) -> KeyRecord | None:
             "createdAt": str(created_at),
             "expiresAt": (str() | None) as expires_at,
             "revokedAt": (str() | None) as revoked_at,
+            **others,
         } if _SHA256_HEX.fullmatch(sha256):
             pass
         case _:
             return None
+    name = others.get("name")
     try:
         return KeyRecord(
             id=key_id,
@@ -110,9 +120,15 @@ def parse_record(stored: object) -> KeyRecord | None:
             created_at=_parse_time(created_at),
             expires_at=None if expires_at is None else _parse_time(expires_at),
             revoked_at=None if revoked_at is None else _parse_time(revoked_at),
+            name=name if isinstance(name, str) else None,
         )
     except ValueError:
         return None
+
+
+def is_key_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a key."""
+    return _NAME.fullmatch(text) is not None
 
 
 def valid_records(keys: list[StoredKey]) -> list[KeyRecord]:

@@ -11,12 +11,15 @@ from lib.ledger.rows import (
     DEFAULT_RATE_LIMIT,
     Account,
     Grant,
+    Item,
     account_key,
+    generation_key,
     number,
     organisation_of,
     string,
 )
 from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
+from lib.ledger.usage import Usage, added_up
 
 __all__ = ["Accounts", "GrantRejectedError"]
 
@@ -57,25 +60,60 @@ class Accounts:
         with contextlib.suppress(ConditionFailed):
             self._table.put({"Item": item, "ConditionExpression": not_there_yet}, deadline)
 
-    def set_rate_limit(self, organisation: str, rate_limit: int, deadline: Deadline) -> bool:
+    def set_rate_limit(
+        self, organisation: str, rate_limit: int, actor: str, deadline: Deadline
+    ) -> Account | None:
         """Limits the organisation to ``rate_limit`` generations a minute; 0 stops it.
 
         Returns:
-            Whether the organisation exists.
+            The account afterwards; None if the organisation does not exist.
         """
+        values = {":limit": number(rate_limit), ":actor": string(actor)}
+        return self._change(
+            organisation, "SET rateLimit = :limit, rateLimitBy = :actor", values, deadline
+        )
+
+    def suspend(
+        self, organisation: str, reason: str, actor: str, deadline: Deadline
+    ) -> Account | None:
+        """Refuses the organisation's generations from the next debit on; returns as above.
+
+        Accepted jobs go on, and reads still work. Suspended again, it keeps its first
+        ``suspended_at``.
+        """
+        update = (
+            "SET suspendedAt = if_not_exists(suspendedAt, :now), suspension = :reason,"
+            " suspendedBy = :actor"
+        )
+        values = {
+            ":now": number(self._now_s()),
+            ":reason": string(reason),
+            ":actor": string(actor),
+        }
+        return self._change(organisation, update, values, deadline)
+
+    def resume(self, organisation: str, deadline: Deadline) -> Account | None:
+        """Ends the suspension, if there is one; returns as above."""
+        update = "REMOVE suspendedAt, suspension, suspendedBy"
+        return self._change(organisation, update, {}, deadline)
+
+    def _change(
+        self, organisation: str, update: str, values: Item, deadline: Deadline
+    ) -> Account | None:
         # Not a race: without the condition, a mistyped name would become an account.
         account_exists = "attribute_exists(pk)"
-        update: dict[str, Any] = {
+        write: dict[str, Any] = {
             "Key": account_key(organisation),
             "ConditionExpression": account_exists,
-            "UpdateExpression": "SET rateLimit = :limit",
-            "ExpressionAttributeValues": {":limit": number(rate_limit)},
+            "UpdateExpression": update,
+            "ReturnValues": "ALL_NEW",
         }
+        if values:
+            write["ExpressionAttributeValues"] = values
         try:
-            self._table.update(update, deadline)
+            return Account.from_item(self._table.update(write, deadline))
         except ConditionFailed:
-            return False
-        return True
+            return None
 
     def grant(self, organisation: str, grant: Grant, deadline: Deadline) -> None:
         """Adds ``grant.credits`` (negative: takes them), once per ``grant_id``.
@@ -141,6 +179,21 @@ class Accounts:
             "ConsistentRead": True,
         }
         return map(Grant.from_item, self._table.query(query, deadline))
+
+    def usage(self, organisation: str, first_ms: int, last_ms: int, deadline: Deadline) -> Usage:
+        """What the organisation used in a time, of which both ends (epoch milliseconds) count."""
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ExpressionAttributeNames": {"#status": "status"},
+            "ExpressionAttributeValues": {
+                ":pk": account_key(organisation)["pk"],
+                ":first": generation_key(organisation, first_ms)["sk"],
+                ":last": generation_key(organisation, last_ms)["sk"],
+            },
+            "ProjectionExpression": "#status, credits",
+            "ConsistentRead": True,
+        }
+        return added_up(self._table.query(query, deadline))
 
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
         """Recomputes the organisation's money from its rows; see ``lib.ledger.audit``.

@@ -102,7 +102,7 @@ class Ledger:
             the order's idempotency key already stands for.
 
         Raises:
-            InsufficientCredits, RateLimited, IdempotencyKeyReused, Busy: nothing was debited.
+            RequestRejected: nothing was debited; a condition failed, or the account is busy.
             KeyInFlight: nothing was debited; the idempotency key stands for a reservation.
             ServiceUnavailable: no decision in time. If the debit committed but its response was
                 lost, the lease expires and the reconciler refunds it; until then the idempotency

@@ -3,6 +3,7 @@
 What can race, and which condition decides:
 
     request A  |--reserve--|                         has_credits, below_limit  (account)
+    operator    |-suspend-|                          not_suspended             (account)
     request B      |--reserve--|                     never_used                (generation)
     same key C        |--reserve--|                  key_is_free               (idempotency)
     reconciler                         |--refund--|  frees C's key: ``generation = :released``
@@ -20,6 +21,7 @@ from lib.deadline import IDEMPOTENCY_TTL_S, MAX_CLOCK_SKEW_S, RATE_WINDOW_S
 from lib.errors import (
     IdempotencyKeyReused,
     InsufficientCredits,
+    OrganisationSuspended,
     RateLimited,
 )
 from lib.ledger.rows import (
@@ -74,6 +76,9 @@ class Attempt:
     def _debit(self) -> dict[str, Any]:
         # Race: two requests for the last credits. Without it, the balance goes below 0.
         has_credits = "credits >= :price"
+        # Race: an operator suspends the organisation while its requests are on their way. Without
+        # it, those that have been authenticated would still be charged.
+        not_suspended = "attribute_not_exists(suspendedAt)"
         values = {
             ":price": number(self.generation.credits),
             ":window": number(self.window),
@@ -102,7 +107,7 @@ class Attempt:
         return {
             "Update": {
                 "Key": account_key(self.generation.organisation),
-                "ConditionExpression": f"{has_credits} AND {rate_allows}",
+                "ConditionExpression": f"{has_credits} AND {not_suspended} AND {rate_allows}",
                 "UpdateExpression": f"SET credits = credits - :price, {count}",
                 "ExpressionAttributeValues": values,
             }
@@ -156,7 +161,7 @@ def resolve_cancellation(
         committed and its response was lost, or the settled one that the idempotency key stands for.
 
     Raises:
-        InsufficientCredits, RateLimited, IdempotencyKeyReused
+        InsufficientCredits, OrganisationSuspended, RateLimited, IdempotencyKeyReused
         KeyInFlight: the idempotency key stands for a reservation.
     """
     account, generation, *idempotency = reasons
@@ -213,6 +218,8 @@ def _account_allows(item: Item | None, attempt: Attempt, price: int) -> bool:
     if item is None:
         raise InsufficientCredits(price, 0)
     account = Account.from_item(item)
+    if account.suspended_at is not None:
+        raise OrganisationSuspended
     if account.credits < price:
         raise InsufficientCredits(price, account.credits)
     window = attempt.window

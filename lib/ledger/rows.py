@@ -1,6 +1,7 @@
 """The items of the credits table, as Python values and as DynamoDB's JSON.
 
-    account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed
+    account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed,
+                                              and suspendedAt while it is suspended
     generation   pk ORG#<org>  sk GEN#<ms>    one requested image and its outcome
     idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
@@ -97,12 +98,19 @@ def due_shard(created_ms: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An organisation's balance and its requests in the current minute."""
+    """An organisation's balance, its requests in the current minute, and its suspension.
+
+    ``suspension`` is the reason for it; the actors are operators.
+    """
 
     credits: int
     rate_limit: int
     rate_window: int
     rate_used: int
+    suspended_at: int | None = None
+    suspension: str | None = None
+    suspended_by: str | None = None
+    rate_limit_by: str | None = None
 
     @classmethod
     def from_item(cls, item: Item) -> "Account":
@@ -112,6 +120,10 @@ class Account:
             rate_limit=_int(item, "rateLimit", DEFAULT_RATE_LIMIT),
             rate_window=_int(item, "rateWindow", 0),
             rate_used=_int(item, "rateUsed", 0),
+            suspended_at=_int(item, "suspendedAt"),
+            suspension=_str(item, "suspension"),
+            suspended_by=_str(item, "suspendedBy"),
+            rate_limit_by=_str(item, "rateLimitBy"),
         )
 
 

@@ -54,6 +54,7 @@ _ADVICE: Mapping[str, str] = {
     "invalid_cursor": "Pass `nextCursor` unchanged.",
     "unauthorized": "Check the key.",
     "insufficient_credits": "Buy credits.",
+    "organisation_suspended": "Ask the operator. The balance and the history can still be read.",
     "not_found": "Check the path and the id. Another organisation's generation is also a 404.",
     "method_not_allowed": "Use a method that `Allow` names.",
     "generation_in_flight": "Repeat the request after `Retry-After` seconds.",
