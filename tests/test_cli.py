@@ -5,9 +5,11 @@ import os
 import pty
 import re
 import socket
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -37,6 +39,7 @@ TABLE = "credits"
 PREFIX = "test/orgs/"
 DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 TEMPLATE = Template(DOCUMENT)
+TARGET = f"Target: table {TABLE}.\n"
 NO_ORGANISATION = "there is no organisation unknown; create it first"
 _numbers = count(1)
 
@@ -64,14 +67,15 @@ def aws() -> Iterator[EmbeddedAws]:
 def run(
     aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """Runs a command line."""
+    """Runs a command line; the target that it names first is checked by a test of its own."""
     variables = {**aws.environment(), "CREDITS_TABLE": TABLE, "ORG_SECRET_PREFIX": PREFIX}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
     def command(line: str, *more: str) -> Exited:
         status = main([*line.split(), *more])
-        return Exited(status, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Exited(status, out, err.removeprefix(TARGET))
 
     return command
 
@@ -110,9 +114,11 @@ def balance(run: Run, organisation: str) -> int:
 
 
 def document(exited: Exited) -> Any:
-    """The one JSON document of a command that succeeded."""
+    """The one JSON document of a command that succeeded, without the name of its target."""
     assert (exited.status, exited.err) == (0, ""), exited
-    return json.loads(exited.out)
+    found = json.loads(exited.out)
+    assert found.pop("target")
+    return found
 
 
 def organisation_of(aws: EmbeddedAws, key: str) -> str | None:
@@ -124,9 +130,9 @@ def organisation_of(aws: EmbeddedAws, key: str) -> str | None:
 
 
 def assert_failed(exited: Exited, reason: str) -> None:
-    """One sentence on standard error that holds ``reason``, and nothing else."""
+    """One sentence on standard error that holds ``reason``, after the target at most."""
     assert (exited.status, exited.out) == (1, ""), exited
-    assert re.fullmatch(r"error: .+\.\n", exited.err), exited
+    assert re.fullmatch(r"(Target: .+\.\n)?error: .+\.\n", exited.err), exited
     assert reason in exited.err
 
 
@@ -185,7 +191,8 @@ def test_an_empty_table_has_an_empty_list(
 
     assert (listed.status, listed.out) == (0, "")
     assert "no organisations yet" in listed.err
-    assert json.loads(run("org list --json").out) == {"organisations": [], "complete": True}
+    listed_for_scripts = json.loads(run("org list --json").out)
+    assert listed_for_scripts == {"organisations": [], "complete": True, "target": "table empty"}
 
 
 def test_an_organisation_is_shown_with_what_is_left(run: Run, acme: str) -> None:
@@ -197,13 +204,59 @@ def test_an_organisation_is_shown_with_what_is_left(run: Run, acme: str) -> None
         "organisation": acme,
         "credits": 99,
         "requestsPerMinute": 60,
+        "suspendedAt": None,
+        "suspension": None,
+        "suspendedBy": None,
+        "rateLimitBy": None,
         "imagesLeft": 19,
         "liveKeys": 1,
         "lastGeneration": None,
     }
 
 
+def test_a_suspension_is_shown_with_its_reason_and_who_decided_it(run: Run, funded: str) -> None:
+    suspended = run(f"org suspend {funded} --yes --reason", "Invoice 17 is late")
+    again = document(run(f"org suspend {funded} --yes --reason Unpaid --json"))
+    shown = document(run(f"org show {funded} --json"))
+    told = run(f"org show {funded}").out
+    resumed, twice = (run(f"org resume {funded}") for _ in range(2))
+
+    assert suspended == Exited(0, f"{funded}: suspended: Invoice 17 is late\n", "")
+    assert (shown["suspension"], shown["suspendedAt"]) == ("Unpaid", again["suspendedAt"])
+    assert shown["suspendedBy"].startswith("arn:aws:sts::")
+    assert re.search(r"^Suspended +since 20\S+Z, set by arn:aws:\S+: Unpaid$", told, re.MULTILINE)
+    assert resumed == twice == Exited(0, f"{funded}: not suspended\n", "")
+    assert document(run(f"org show {funded} --json"))["suspension"] is None
+
+
+def test_a_limit_is_shown_with_who_set_it(run: Run, acme: str) -> None:
+    run(f"org limit {acme} 240")
+
+    assert re.search(
+        r"^Limit +240 requests per minute, set by arn:aws:",
+        run(f"org show {acme}").out,
+        re.MULTILINE,
+    )
+
+
 # Keys
+
+
+def test_a_key_has_a_name_and_an_expiry(run: Run, aws: EmbeddedAws, acme: str) -> None:
+    in_days = run(f"keys issue {acme} --name ci --expires 90d")
+    on_a_day = run(f"keys issue {acme} --name laptop --expires 2999-12-31")
+    run(f"keys issue {acme}")
+
+    keys = document(run(f"keys list {acme} --json"))["keys"]
+    listed = run(f"keys list {acme}").out
+
+    assert organisation_of(aws, in_days.out.strip()) == acme
+    assert on_a_day.status == 0
+    assert {key["name"]: key["expiresAt"] for key in keys[1:]}.keys() == {"laptop", None}
+    ends = datetime.fromisoformat(keys[0]["expiresAt"]) - datetime.now(UTC)
+    assert (keys[0]["name"], round(ends / timedelta(days=1))) == ("ci", 90)
+    assert keys[1]["expiresAt"] == "2999-12-31T00:00:00Z"
+    assert re.search(r"^key_\w+ +laptop +live ", listed, re.MULTILINE)
 
 
 def test_an_issued_key_is_alone_on_standard_output_and_authenticates_until_it_is_revoked(
@@ -223,7 +276,7 @@ def test_an_issued_key_is_alone_on_standard_output_and_authenticates_until_it_is
     assert twice == once
     assert organisation_of(aws, key) is None
     header, *rows = [line.split() for line in listed.splitlines()]
-    assert header == ["KEY", "STATE", "CREATED", "ENDS", "REVOKED"]
+    assert header == ["KEY", "NAME", "STATE", "CREATED", "ENDS", "REVOKED"]
     states = {row[0]: (row[1], len(row)) for row in rows}
     assert states == {key_id: ("dead", 4), other_id: ("live", 3)}
     assert key not in issued.err + listed
@@ -292,11 +345,8 @@ def test_a_negative_grant_takes_credits_but_never_more_than_there_are(
     assert balance(run, funded) == 60
 
 
-def test_grants_are_listed_newest_first_with_who_made_them(
-    run: Run, acme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grants_are_listed_newest_first_with_the_arn_of_who_made_them(run: Run, acme: str) -> None:
     assert run(f"credits history {acme}") == Exited(0, "", f"{acme} has no grants yet.\n")
-    monkeypatch.setenv("USER", "grace")
     made = {"b": 100, "c": -40, "a": 7}
     for grant_id, amount in made.items():
         grant(run, acme, amount, grant_id)
@@ -304,12 +354,51 @@ def test_grants_are_listed_newest_first_with_who_made_them(
     grants = document(run(f"credits history {acme} --json"))["grants"]
 
     assert {each["id"]: each["credits"] for each in grants} == made
-    assert {each["actor"] for each in grants} == {"grace"}
+    (actor,) = {each["actor"] for each in grants}
+    assert actor.startswith("arn:aws:sts::")
     times = [each["createdAt"] for each in grants]
     assert times == sorted(times, reverse=True)
     shown = run(f"credits history {acme}").out
-    assert re.search(r"^20\S+Z +-40  c +grace  As agreed$", shown, re.MULTILINE)
+    assert re.search(r"^20\S+Z +-40  c +arn:aws:\S+  As agreed$", shown, re.MULTILINE)
     assert len(document(run(f"credits history {acme} --limit 2 --json"))["grants"]) == 2
+
+
+# Usage
+
+
+def test_a_month_is_added_up_as_a_table_as_csv_and_as_json(
+    run: Run, funded: str, table: Table
+) -> None:
+    def at(when: str) -> Ledger:
+        return Ledger(table, lambda: datetime.fromisoformat(f"{when}+00:00").timestamp())
+
+    for when in ("2026-10-31T23:59:59", "2026-11-01T00:00:00", "2026-11-30T23:59:59"):
+        at(when).settle(reserve(at(when), funded, when), 1, Deadline(10))
+    december = "2026-12-01T00:00:00"
+    at(december).settle(reserve(at(december), funded, december), 1, Deadline(10))
+    failed = reserve(at("2026-11-12T00:00:00"), funded, "a failure")
+    at("2026-11-12T00:00:00").refund(failed, "no_image", Deadline(10))
+    held = reserve(at("2026-11-13T00:00:00"), funded, "in progress")
+
+    shown = run(f"usage {funded} --month 2026-11")
+    csv = run("usage --all --month 2026-12 --format csv").out.splitlines()
+    (used,) = document(run(f"usage {funded} --month 2026-11 --format json"))["usage"]
+
+    header, row = (line.split() for line in shown.out.splitlines())
+    assert header[2:] == ["IMAGES", "CHARGED", "HELD", "REFUNDS", "REFUNDED"]
+    assert row == [funded, "2026-11", "2", "10", "5", "1", "5"]
+    assert used == {
+        "organisation": funded,
+        "month": "2026-11",
+        "images": 2,
+        "charged": 10,
+        "held": 5,
+        "refunds": 1,
+        "refunded": 5,
+    }
+    assert csv[0] == "organisation,month,images,charged,held,refunds,refunded"
+    assert f"{funded},2026-12,1,5,0,0,0" in csv
+    at(december).refund(held, "timed_out", Deadline(10))
 
 
 # The audit
@@ -372,6 +461,10 @@ def test_an_account_that_cannot_be_audited_does_not_stop_the_audit_of_the_others
     [
         ("org show unknown", NO_ORGANISATION),
         ("org limit unknown 5", NO_ORGANISATION),
+        ("org suspend unknown --reason Unpaid --yes", NO_ORGANISATION),
+        ("org resume unknown", NO_ORGANISATION),
+        ("usage unknown", NO_ORGANISATION),
+        ("logs 8f0c", "this needs a deployed stack; pass --stack-name"),
         ("keys issue unknown", NO_ORGANISATION),
         ("credits grant unknown 5 --id x --note y", "there is no organisation unknown"),
         ("credits balance unknown", NO_ORGANISATION),
@@ -410,6 +503,15 @@ def test_a_command_that_cannot_be_done_ends_in_one_sentence(
         ["generations", "list", "acme", "--limit", "1001"],
         ["generations", "list", "acme", "--before", "yesterday"],
         ["generations", "show", "acme", "17"],
+        ["keys", "issue", "acme", "--expires", "soon"],
+        ["keys", "issue", "acme", "--expires", "2020-01-31"],
+        ["keys", "issue", "acme", "--name", "two words"],
+        ["logs", "8f0c", "--since", "yesterday"],
+        ["logs", 'a"b'],
+        ["org", "suspend", "acme"],
+        ["org", "suspend", "acme", "--reason", "r" * 201],
+        ["usage", "acme", "--month", "2026-13"],
+        ["usage", "acme", "--format", "xml"],
         ["credits", "grant", "acme", "5", "--id", "x"],
         ["credits", "grant", "acme", "-5x", "--id", "x", "--note", "no number"],
         ["credits", "grant", "acme", "0", "--id", "x", "--note", "nothing"],
@@ -685,6 +787,14 @@ def test_a_setting_that_only_the_reconciler_needs_is_asked_for(
 # Targets
 
 
+def test_every_answer_names_its_target(run: Run, acme: str) -> None:
+    elsewhere = run(f"--table elsewhere credits balance {acme}")
+
+    assert elsewhere.err.startswith("Target: table elsewhere.\nerror: ")
+    assert json.loads(run(f"credits balance {acme} --json").out)["target"] == f"table {TABLE}"
+    assert json.loads(run("org list --json").out)["target"] == f"table {TABLE}"
+
+
 @pytest.fixture
 def deploy(aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Creates a stack with the given outputs and parameters; returns its name."""
@@ -767,16 +877,71 @@ def test_a_stack_that_is_missing_or_not_this_service_is_refused(
 def test_the_local_stack_replaces_the_operators_own_aws_account(
     run: Run, acme: str, aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    variables = {"CREDITS_TABLE": TABLE, "ORG_SECRET_PREFIX": PREFIX, **aws.environment()}
-    (tmp_path / ".local").mkdir()
-    (tmp_path / ".local" / "environment.json").write_text(json.dumps(variables), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    for name in (*variables, "AWS_PROFILE"):
+    started_here(aws, tmp_path, monkeypatch)
+    for name in (*aws.environment(), "CREDITS_TABLE", "ORG_SECRET_PREFIX", "AWS_PROFILE"):
         monkeypatch.setenv(name, "of-my-company")
+    monkeypatch.setenv("USER", "grace")
     before = dict(os.environ)
 
-    assert run(f"credits balance {acme} --local") == Exited(0, "0\n", "")
+    granted = run(f"credits grant {acme} 5 --id local --note y --local --json")
+
+    assert document(granted)["grant"]["actor"] == "grace"
+    assert run(f"credits balance {acme} --local") == Exited(0, "5\n", "Target: the local stack.\n")
     assert dict(os.environ) == before
+
+
+def test_what_a_checkout_says_about_the_local_stack_runs_no_program(
+    run: Run, acme: str, aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = "touch " + str(tmp_path / "ran")
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {program}\n", encoding="utf-8")
+    harmful = {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "default", "PAGER": program}
+    started_here(aws, tmp_path, monkeypatch, without="AWS_ACCESS_KEY_ID", **harmful)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+
+    failed = run(f"credits balance {acme} --local")
+
+    assert "there are no AWS credentials" in failed.err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ENDPOINT_URL_DYNAMODB", "https://dynamodb.example.com"),
+        ("AWS_ENDPOINT_URL_STS", "http://127.0.0.1.example.com"),
+        ("AWS_ENDPOINT_URL", "http://user@198.51.100.7:80"),
+        ("GOOGLE_GEMINI_BASE_URL", "http://[2001:db8::1]/"),
+        ("STORAGE_ENDPOINT_URL", "file:///etc"),
+    ],
+)
+def test_the_local_stack_is_on_this_machine(
+    run: Run,
+    aws: EmbeddedAws,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    value: str,
+) -> None:
+    started_here(aws, tmp_path, monkeypatch, **{name: value})
+
+    assert_failed(run("audit --local"), f"{name} in .local/environment.json is not an address of")
+
+
+def started_here(
+    aws: EmbeddedAws,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without: str = "",
+    **more: str,
+) -> None:
+    """Leaves the files of a local stack in the directory, and changes to it."""
+    variables = {"CREDITS_TABLE": TABLE, "ORG_SECRET_PREFIX": PREFIX, **aws.environment(), **more}
+    variables.pop(without, None)
+    (directory / ".local").mkdir()
+    (directory / ".local" / "environment.json").write_text(json.dumps(variables), encoding="utf-8")
+    monkeypatch.chdir(directory)
 
 
 def test_without_a_running_local_stack_the_operator_learns_how_to_start_it(
@@ -838,6 +1003,7 @@ def stored(run: Run, aws: EmbeddedAws, funded: str) -> Callable[[], object]:
     [
         ("credits grant {} -40 --id taken --note y", "Take 40 credits from {}, which has 100"),
         ("org limit {} 0", "Block new generations of {}"),
+        ("org suspend {} --reason Unpaid", "Suspend {}"),
         (
             "keys rotate {} --grace-hours 3",
             "Issue a new key and expire all other keys of {} in 3 hours",
@@ -862,6 +1028,7 @@ def test_what_cannot_be_undone_is_confirmed_at_a_terminal_first(
 
     exited = run(line)
 
+    action = f"{action} (table {TABLE})"
     confirmed = answer in {"y", " YES "}
     assert (exited.status == 0) == (stored() != before) == confirmed
     if answer is None:
@@ -904,6 +1071,14 @@ def test_every_command_and_option_has_help_that_fits_the_terminal(
         if not hasattr(command, "commands"):
             assert "--json: " in shown
             assert "--stack-name" in shown
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+    assert main(["--version"]) == main(["org", "list", "--version"]) == 0
+    line = f"gemini-generate {project['project']['version']}\n"
+    assert capsys.readouterr().out == line + line
 
 
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,9 +97,11 @@ def test_an_operators_day_on_the_local_stack(shell: Shell) -> None:
     def document(line: str, *more: str) -> Any:
         exited = shell.local(line, *more, "--json")
         assert exited.status == 0, exited
-        return json.loads(exited.out)
+        found = json.loads(exited.out)
+        assert found.pop("target") == "the local stack"
+        return found
 
-    account = {"organisation": "day", "credits": 0, "requestsPerMinute": 120}
+    account = {"organisation": "day", "credits": 0, "requestsPerMinute": 120, "suspendedAt": None}
     assert document("org create day --rate-limit 120") == account
     granted = document("credits grant day 50 --id first --note", "Two words")
     assert (granted["credits"], granted["grant"]["note"]) == (50, "Two words")
@@ -122,6 +124,13 @@ def test_an_operators_day_on_the_local_stack(shell: Shell) -> None:
     live = {each["id"]: each["live"] for each in document("keys list day")["keys"]}
     assert live == {issued["id"]: False, rotated["id"]: True}
     assert document("org limit day 0 --yes")["requestsPerMinute"] == 0
+    assert document("org suspend day --yes --reason", "Not paid")["suspendedAt"]
+    assert shell.generate(rotated["key"], "a red fox")[0] == 403
+    assert document("org resume day")["suspendedAt"] is None
+    (used,) = document("usage day")["usage"]
+    assert (used["images"], used["charged"], used["refunds"]) == (1, 5, 1)
+    assert document(f"logs {oldest['id']}")["lines"]
+    assert document("doctor")["healthy"] is True
     assert document("org show day")["lastGeneration"]["id"] == newest["id"]
     assert "day" in [each["organisation"] for each in document("org list")["organisations"]]
     assert document("reconcile")["failed"] == 0
@@ -195,13 +204,17 @@ def test_the_progress_indicator_stays_out_of_a_redirected_result(shell: Shell) -
 
 @pytest.mark.real
 def test_a_closed_pipe_ends_the_command_quietly_as_sigpipe_would(shell: Shell) -> None:
-    with shell.start(*PROGRAM, "--local", "org", "list") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        error = process.stderr.read()
+    for words, said in (
+        (("--local", "org", "list"), "Target: the local stack.\n"),
+        (["--help"], ""),
+    ):
+        with shell.start(*PROGRAM, *words) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            error = process.stderr.read()
 
-    assert (process.returncode, error) == (128 + signal.SIGPIPE, "")
+        assert (process.returncode, error) == (128 + signal.SIGPIPE, said)
 
 
 @pytest.mark.real

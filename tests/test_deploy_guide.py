@@ -5,11 +5,9 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from decimal import Decimal
 from fnmatch import fnmatch
 from typing import Any
 
-import boto3
 import botocore.session
 import pytest
 from botocore import xform_name
@@ -192,8 +190,7 @@ def test_the_parameters_and_outputs_are_the_templates() -> None:
 
 def test_every_resource_that_is_named_is_in_the_template() -> None:
     values = {value for each in PARAMETERS.values() for value in each.get("AllowedValues", [])}
-    actions = {name for row in table_called(DEPLOY, "service") for name in row[1].split("`")}
-    known = {*PARAMETERS, *OUTPUTS, *RESOURCES, *map(str, values), *actions}
+    known = {*PARAMETERS, *OUTPUTS, *RESOURCES, *map(str, values)}
     prose = DEPLOY.prose + RUNBOOK.section("Alarms").prose + RUNBOOK.section("Dead jobs").prose
     named = set(re.findall(r"`([A-Z][a-z0-9]+(?:[A-Z][A-Za-z0-9]*)+)`", prose))
 
@@ -285,29 +282,3 @@ def test_a_restored_table_gets_the_settings_of_the_template() -> None:
         expected = {key: str(each).replace("True", "true") for key, each in TABLE[name].items()}
         assert written == expected
     assert TABLE["DeletionProtectionEnabled"] is True
-
-
-def test_copying_back_makes_the_live_table_the_restored_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (script,) = (each.text for each in RUNBOOK.fences if each.language == "python")
-    before = [row("ACCOUNT", 95), row("GEN#1", 5), row("GRANT#first", 100)]
-    after = [row("ACCOUNT", 40), row("GEN#1", 5), row("GEN#2", 5)]
-
-    with EmbeddedAws() as aws:
-        for name, value in aws.environment().items():
-            monkeypatch.setenv(name, value)
-        for variable, rows in (("CREDITS_TABLE", after), ("RESTORED_TABLE", before)):
-            monkeypatch.setenv(variable, variable.lower())
-            aws.create_table(variable.lower())
-            with boto3.resource("dynamodb").Table(variable.lower()).batch_writer() as writer:
-                for each in rows:
-                    writer.put_item(Item=each)
-        exec(compile(script, "copy_back.py", "exec"), {})  # noqa: S102 - the guide's own script
-
-        table = boto3.resource("dynamodb").Table("credits_table")
-        assert sorted(table.scan()["Items"], key=str) == sorted(before, key=str)
-
-
-def row(sk: str, credits_: int) -> dict[str, Any]:
-    return {"pk": "ORG#acme", "sk": sk, "credits": Decimal(credits_)}

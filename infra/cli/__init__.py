@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; check what was done, then repeat it.", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # Rich, which prints the help, turns a closed pipe into SystemExit; nothing else raises it.
         # Python would report the closed pipe again when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # What a shell reports for a program that SIGPIPE ends, as in `cat FILE | head`. A status

@@ -1,7 +1,6 @@
 """``credits``: an organisation's balance, and the grants that changed it."""
 
 import heapq
-import os
 import secrets
 import time
 from datetime import UTC, datetime
@@ -52,7 +51,7 @@ def grant(
     if grant_id is None:
         grant_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d}-{secrets.token_hex(6)}"
         session.output.note(f"the grant's id is {grant_id}; to repeat it, pass --id {grant_id}")
-    made = Grant(grant_id, amount, note, os.environ.get("USER") or f"uid {os.getuid()}", now)
+    made = Grant(grant_id, amount, note, session.actor, now)
     try:
         session.accounts.grant(organisation, made, Deadline(CALL_WITHIN_S))
     except LedgerUnreachable as fault:

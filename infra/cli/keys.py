@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import typer
 
 from infra.cli.errors import CommandFailed
-from infra.cli.options import GraceHours, KeyId, Organisation, Yes
+from infra.cli.options import Expiry, GraceHours, KeyId, KeyName, Organisation, Yes
 from infra.cli.output import Column, Row, timestamp
 from infra.cli.session import Command, Session
 from lib.keys.key_ring import IssuedKey, KeyRingError
@@ -14,11 +14,13 @@ from lib.keys.records import KeyRecord
 __all__ = ["app"]
 
 app = typer.Typer(help="Issue, list, rotate and revoke API keys. A key is shown only once.")
-_RECORD = "id, live, createdAt, expiresAt or null, revokedAt or null"
+_RECORD = "id, name or null, live, createdAt, expiresAt or null, revokedAt or null"
 
 
 @app.command("issue", cls=Command, epilog="--json: organisation, id, key")
-def issue(session: Session, organisation: Organisation) -> None:
+def issue(
+    session: Session, organisation: Organisation, name: KeyName = None, expires: Expiry = None
+) -> None:
     """Issue a key. It is shown only once, alone on standard output.
 
     An organisation may have 5 live keys. If the command dies before it shows the key, find the id
@@ -26,7 +28,8 @@ def issue(session: Session, organisation: Organisation) -> None:
     """
     # A key of a misspelt organisation would look like a key without credits.
     session.account(organisation)
-    _hand_over(session, organisation, session.keys.issue(organisation), {})
+    issued = session.keys.issue(organisation, name=name, expires_at=expires)
+    _hand_over(session, organisation, issued, {})
 
 
 @app.command(
@@ -37,6 +40,7 @@ def list_(session: Session, organisation: Organisation) -> None:
     rows = [_document(record) for record in session.keys.list(organisation)]
     columns = [
         Column("KEY", "id"),
+        Column("NAME", "name"),
         Column("STATE", lambda row: "live" if row["live"] else "dead"),
         Column("CREATED", "createdAt"),
         Column("ENDS", "expiresAt"),
@@ -116,6 +120,7 @@ def _document(record: KeyRecord) -> Row:
 
     return {
         "id": record.id,
+        "name": record.name,
         "live": record.is_live(datetime.now(UTC)),
         "createdAt": text(record.created_at),
         "expiresAt": text(record.expires_at),

@@ -1,4 +1,4 @@
-"""``org``: organisations and their rate limits."""
+"""``org``: organisations, their rate limits and suspensions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,8 +7,15 @@ import typer
 
 from infra.cli.errors import CommandFailed
 from infra.cli.generations import summary
-from infra.cli.options import NewRateLimit, OptionalLimit, Organisation, RateLimit, Yes
-from infra.cli.output import Column, Row
+from infra.cli.options import (
+    NewRateLimit,
+    OptionalLimit,
+    Organisation,
+    RateLimit,
+    Reason,
+    Yes,
+)
+from infra.cli.output import Column, Row, escaped, timestamp
 from infra.cli.session import CALL_WITHIN_S, SCAN_WITHIN_S, Command, Session
 from lib.deadline import Deadline
 from lib.keys.key_ring import UnknownOrganisation
@@ -17,8 +24,8 @@ from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Create organisations, list them, limit their request rate.")
-_FIELDS = "organisation, credits, requestsPerMinute"
+app = typer.Typer(help="Create, list, limit and suspend organisations.")
+_FIELDS = "organisation, credits, requestsPerMinute, suspendedAt or null"
 
 
 @app.command("create", cls=Command, epilog=f"--json: {_FIELDS}")
@@ -79,15 +86,21 @@ def list_(session: Session, limit: OptionalLimit = None) -> None:
 @app.command(
     "show",
     cls=Command,
-    epilog=f"--json: {_FIELDS}, imagesLeft, liveKeys, "
-    "lastGeneration: null or {id, status, createdAt}",
+    epilog=f"--json: {_FIELDS}, suspension: its reason, suspendedBy, rateLimitBy, imagesLeft, "
+    "liveKeys, lastGeneration: {id, status, createdAt}; null where it does not apply",
 )
 def show(session: Session, organisation: Organisation) -> None:
-    """Show an organisation's credits, rate limit, live keys and last generation."""
+    """Show an organisation's credits, rate limit, live keys and last generation.
+
+    The limit and a suspension are shown with the operator who set them.
+    """
     account = session.account(organisation)
     last = session.ledger.history(organisation, 1, None, Deadline(CALL_WITHIN_S))
     document = {
         **_document(organisation, account),
+        "suspension": account.suspension,
+        "suspendedBy": account.suspended_by,
+        "rateLimitBy": account.rate_limit_by,
         "imagesLeft": max(0, account.credits) // CREDITS_PER_IMAGE,
         "liveKeys": _live_keys(session, organisation),
         "lastGeneration": summary(last[0]) if last else None,
@@ -95,7 +108,8 @@ def show(session: Session, organisation: Organisation) -> None:
     facts = {
         "Organisation": organisation,
         "Credits": f"{account.credits}, enough for {document['imagesLeft']} images",
-        "Limit": f"{account.rate_limit} requests per minute",
+        "Limit": f"{account.rate_limit} requests per minute{_by(account.rate_limit_by)}",
+        "Suspended": _suspension(account),
         "Live keys": str(document["liveKeys"]),
         "Last generation": f"{last[0].id}, {last[0].status}" if last else "none yet",
     }
@@ -110,15 +124,54 @@ def limit(
 
     A limit of 0 blocks new generations, and asks for confirmation; credits and keys remain.
     """
+    session.account(organisation)
     if rate_limit == 0:
-        session.account(organisation)
         session.output.confirm(f"Block new generations of {organisation}", yes=yes)
-    session.accounts.set_rate_limit(organisation, rate_limit, Deadline(CALL_WITHIN_S))
-    account = session.account(organisation)
-    session.output.result(
-        _document(organisation, account),
-        f"{organisation}: {account.rate_limit} requests per minute",
+    account = session.accounts.set_rate_limit(
+        organisation, rate_limit, session.actor, Deadline(CALL_WITHIN_S)
     )
+    _show_changed(session, organisation, account, f"{rate_limit} requests per minute")
+
+
+@app.command("suspend", cls=Command, epilog=f"--json: {_FIELDS}")
+def suspend(
+    session: Session, organisation: Organisation, reason: Reason, *, yes: Yes = False
+) -> None:
+    """Refuse an organisation's generations from now on. Asks for confirmation.
+
+    Its requests get a 403 that says so, and are not charged. Accepted jobs go on; balance and
+    history stay readable; credits and keys remain. Suspending it again replaces the reason.
+    """
+    session.account(organisation)
+    session.output.confirm(f"Suspend {organisation}", yes=yes)
+    account = session.accounts.suspend(organisation, reason, session.actor, Deadline(CALL_WITHIN_S))
+    _show_changed(session, organisation, account, f"suspended: {reason}")
+
+
+@app.command("resume", cls=Command, epilog=f"--json: {_FIELDS}")
+def resume(session: Session, organisation: Organisation) -> None:
+    """End an organisation's suspension. Repeating this is safe."""
+    account = session.accounts.resume(organisation, Deadline(CALL_WITHIN_S))
+    _show_changed(session, organisation, account, "not suspended")
+
+
+def _show_changed(
+    session: Session, organisation: str, account: Account | None, change: str
+) -> None:
+    # Without a row after the change, the account's own sentence says why.
+    document = _document(organisation, account or session.account(organisation))
+    session.output.result(document, f"{organisation}: {change}")
+
+
+def _suspension(account: Account) -> str:
+    if account.suspended_at is None:
+        return "no"
+    since = f"since {timestamp(account.suspended_at)}{_by(account.suspended_by)}"
+    return f"{since}: {escaped(account.suspension or 'no reason given')}"
+
+
+def _by(actor: str | None) -> str:
+    return f", set by {escaped(actor)}" if actor else ""
 
 
 def _live_keys(session: Session, organisation: str) -> int:
@@ -134,4 +187,5 @@ def _document(organisation: str, account: Account) -> Row:
         "organisation": organisation,
         "credits": account.credits,
         "requestsPerMinute": account.rate_limit,
+        "suspendedAt": timestamp(account.suspended_at),
     }

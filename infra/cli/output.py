@@ -1,9 +1,11 @@
 """The output of a command: tables and sentences for people, one JSON document for scripts.
 
-Results go to standard output, everything else to standard error. A terminal gets bold headings and
-a progress indicator, a file or a pipe plain text.
+Results go to standard output, everything else to standard error, first of all the target's name:
+questions repeat it, and documents have it as ``target``. A terminal gets bold headings and a
+progress indicator, a file or a pipe plain text.
 """
 
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,16 +65,20 @@ def escaped(text: str) -> str:
 
 
 class Output:
-    """Standard output and standard error of one command."""
+    """Standard output and standard error of one command, which acts on ``target``."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, target: str, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._target = target
         self._is_terminal = sys.stdout.isatty()
         self._console = Console(width=None if self._is_terminal else UNLIMITED_COLUMNS)
+        if not as_json:
+            self.note(f"Target: {target}")
 
     def result(self, document: Row, *lines: str) -> None:
         """One object: ``document`` for scripts, ``lines`` for people."""
-        for line in [json.dumps(document, indent=2)] if self.as_json else lines:
+        named = {"target": self._target, **document}
+        for line in [json.dumps(named, indent=2)] if self.as_json else lines:
             self._line(line)
 
     def details(self, document: Row, facts: Mapping[str, str]) -> None:
@@ -95,6 +101,13 @@ class Output:
             self._table(batch, columns, show_header=shown == 0)
             shown += len(batch)
         return shown
+
+    def csv(self, rows: Iterable[Row], fields: list[str]) -> None:
+        """Any number of rows as CSV (RFC 4180, with line feeds), after a line of ``fields``."""
+        writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        sys.stdout.flush()
 
     def report(
         self,
@@ -124,12 +137,13 @@ class Output:
         """
         if yes:
             return
+        question = f"{action} ({self._target})?"
         if not sys.stdin.isatty():
             raise CommandFailed(
-                f'nothing was done, because there is no terminal to confirm "{action}?"; '
+                f'nothing was done, because there is no terminal to confirm "{question}"; '
                 "pass --yes to confirm"
             )
-        print(f"{action}? [y/N] ", end="", file=sys.stderr, flush=True)
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline(100).strip().lower() not in {"y", "yes"}:
             raise CommandFailed("nothing was done; repeat the command and answer y to confirm")
 
@@ -155,7 +169,10 @@ class Output:
         for row in rows:
             sys.stdout.write((",\n" if shown else "") + "  " + json.dumps(row))
             shown += 1
-        fields = "".join(f', "{field}": {json.dumps(value)}' for field, value in more().items())
+        fields = "".join(
+            f', "{field}": {json.dumps(value)}'
+            for field, value in {**more(), "target": self._target}.items()
+        )
         self._line(("\n" if shown else "") + f"]{fields}}}")
         return shown
 

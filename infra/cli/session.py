@@ -1,5 +1,6 @@
 """One run of a command: the target's ledger, accounts and keys, and the output."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import cached_property
@@ -9,9 +10,10 @@ import typer
 from botocore.exceptions import BotoCoreError
 from typer.core import TyperCommand
 
+from infra.cli.deployment import Deployment, client_of
 from infra.cli.errors import CommandFailed, explain_client
 from infra.cli.output import Output
-from infra.cli.target import variables_of
+from infra.cli.target import Target, target_of
 from lib.clients import dynamodb, secrets_manager
 from lib.deadline import Deadline
 from lib.keys.key_ring import KeyRing
@@ -32,13 +34,34 @@ SCAN_WITHIN_S = 3600.0
 
 
 class Session(typer.Context):
-    """A command's context, with access to its target; each client is built on first use.
-
-    ``variables`` are the environment variables of the service's functions at the target.
-    """
+    """A command's context, with access to its target; each client is built on first use."""
 
     output: Output
-    variables: Mapping[str, str]
+    target: Target
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The environment variables of the service's functions at the target."""
+        return self.target.variables
+
+    @cached_property
+    def actor(self) -> str:
+        """Who runs the command: the ARN of AWS's caller, or the user of the local stack."""
+        if self.target.is_local:
+            return os.environ.get("USER") or f"uid {os.getuid()}"
+        arn: str = client_of("sts", self.target.region).get_caller_identity()["Arn"]
+        return arn
+
+    @property
+    def deployment(self) -> Deployment:
+        """The stack.
+
+        Raises:
+            CommandFailed: the options name none.
+        """
+        if self.target.deployment is None:
+            raise CommandFailed("this needs a deployed stack; pass --stack-name")
+        return self.target.deployment
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -79,7 +102,7 @@ class Session(typer.Context):
 
     def _client(self, build: Callable[[str | None], Any]) -> Any:
         try:
-            client = build(self.variables.get("AWS_REGION") or None)
+            client = build(self.target.region)
         except (BotoCoreError, ValueError) as fault:
             raise CommandFailed(explain_client(fault)) from fault
         return self.with_resource(closing(client))
@@ -100,6 +123,8 @@ class Command(TyperCommand):
         root = ctx.find_root()
         names = [option.name for option in root.command.params]
         given = {name: ctx.params.pop(name) or root.params[name] for name in names}
-        ctx.output = Output(as_json=given.pop("as_json"))
-        ctx.variables = ctx.with_resource(variables_of(**given))
+        given.pop("version")
+        as_json = given.pop("as_json")
+        ctx.target = ctx.with_resource(target_of(**given))
+        ctx.output = Output(ctx.target.title, as_json=as_json)
         super().invoke(ctx)

@@ -5,7 +5,7 @@
 It answers ``POST /v1beta/models/{model}:generateContent`` on 127.0.0.1 as Google does, refusals
 included, and paints a landscape that depends on the prompt, with the prompt written in it. A
 directive anywhere in the prompt makes it misbehave: ``[fail:NAME]`` with a name of ``FAILURES``, or
-``[slow:2.5]`` for 2.5 seconds before the response.
+``[slow:2.5]`` for 2.5 seconds before the response. ``GET /v1beta/models/{model}`` names the model.
 
 It imitates generativelanguage.googleapis.com, v1beta.
 """
@@ -52,7 +52,7 @@ _ENDLESS_BYTES = 1024 * 1024 * 1024
 _MIN_SERVER_TIMEOUT_S = 10
 _REMEMBERED_PROMPTS = 1_000
 
-_PATH = re.compile(r"/v1beta/models/([^/:]+):generateContent")
+_PATH = re.compile(r"/v1beta/models/([^/:]+)(:generateContent)?")
 _FAIL = re.compile(r"\[fail:([^\]]*)\]")
 _SLOW = re.compile(r"\[slow:(\d{1,4}(?:\.\d{1,3})?)\]")
 Script = Callable[[ModelRequest], ModelResponse | None]
@@ -129,6 +129,8 @@ class GeminiStandIn(Runs):
         refusal = _refusal_of(request)
         if refusal is not None:
             return refusal
+        if not request.path.endswith(":generateContent"):
+            return _json({"name": request.path.removeprefix("/v1beta/")})
         prompt, ratio = _asked_for(request)
         slow = _SLOW.search(prompt)
         client.wait(self.latency_s + (float(slow[1]) if slow else 0.0))
@@ -166,6 +168,8 @@ def _refusal_of(request: ModelRequest) -> ModelResponse | None:
         return _error(403, "PERMISSION_DENIED", callers)
     if not path[1].startswith("gemini-"):
         return _unknown_model(path[1])
+    if path[2] is None:
+        return None
     timeout = request.headers.get("x-server-timeout", "")
     if timeout.isdigit() and int(timeout) < _MIN_SERVER_TIMEOUT_S:
         least = f"Minimum allowed deadline is {_MIN_SERVER_TIMEOUT_S}s."

@@ -58,7 +58,10 @@ def open_sample_accounts(stack: LocalStack) -> None:
 
 def environment(stack: LocalStack) -> str:
     """The variables, as a JSON object, that point another process of this machine at the stack."""
-    return json.dumps(_settings() | dict(stack.aws.environment()), indent=2) + "\n"
+    variables = _settings() | dict(stack.aws.environment())
+    if stack.stand_in is not None:
+        variables |= {name: os.environ[name] for name in _OF_GOOGLE}
+    return json.dumps(variables, indent=2) + "\n"
 
 
 def artifact() -> str:
