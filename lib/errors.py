@@ -316,10 +316,7 @@ class ModelOverloaded(GenerationFailed):
 
 
 class ModelBudgetExhausted(GenerationFailed):
-    """Google refuses to spend more for this service, or has no billing for it.
-
-    An operator must top up, raise a cap or raise the tier; no retry within a request can help.
-    """
+    """Google's billing refuses: an operator must top up, raise a cap or raise the tier."""
 
     code = "model_budget_exhausted"
     message = "Image generation is unavailable"
@@ -369,10 +366,7 @@ class UnexpectedFailure(GenerationFailed):
 
 
 class OutcomePending(ServiceError):
-    """The reservation stands, and its ending could not be written: it settles or is refunded later.
-
-    Its state is at ``GET /api/v1/generations/<generation_id>``.
-    """
+    """The ending could not be written: the reservation settles or is refunded later."""
 
     code = "outcome_pending"
     error = "Failed to generate image"
@@ -399,9 +393,6 @@ class ServiceUnavailable(ServiceError):
 
 
 def public_message(code: str) -> str:
-    """The public message of a generation that was refunded with ``code``.
-
-    The reconciler's own code, and any code of a later version, count as a timeout.
-    """
+    """The public message of a generation refunded with ``code``; an unknown one is a timeout."""
     known = {failure.code: failure.message for failure in GenerationFailed.__subclasses__()}
     return known.get(code, ModelTimedOut.message)
