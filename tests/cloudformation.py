@@ -11,7 +11,17 @@ from typing import Any
 from infra.local.aws import REGION
 from infra.template import TEMPLATE_PATH, parse
 
-__all__ = ["ACCOUNT", "DOCUMENT", "ON_R2", "STACK", "Unresolvable", "Variant", "references_in"]
+__all__ = [
+    "ACCOUNT",
+    "DOCUMENT",
+    "ON_R2",
+    "STACK",
+    "Unresolvable",
+    "Variant",
+    "only",
+    "properties_of",
+    "references_in",
+]
 
 DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 ON_R2: dict[str, object] = {
@@ -243,4 +253,16 @@ def references_in(value: Any) -> set[str]:
             found |= (names - own.keys()) | references_in(own)
         else:
             found |= references_in(each)
+    return found
+
+
+def properties_of(variant: Variant, kind: str) -> dict[str, Any]:
+    """The properties of the resources of one type, by logical name."""
+    return {name: each["Properties"] for name, each in variant.resources(kind).items()}
+
+
+def only(variant: Variant, kind: str) -> dict[str, Any]:
+    """The properties of the only resource of its type."""
+    (found,) = properties_of(variant, kind).values()
+    assert isinstance(found, dict)
     return found
