@@ -80,7 +80,8 @@ def rings(alarm: Mapping[str, Any], minutes: list[Minute], *, rang: bool = False
         missing == "breaching" if point is None else exceeds(point, float(alarm["Threshold"]))
         for point in points
     ]
-    return sum(breaching) >= int(alarm.get("DatapointsToAlarm", periods))
+    needed: int = alarm.get("DatapointsToAlarm", periods)
+    return sum(breaching) >= needed
 
 
 def _key(metric: Mapping[str, Any]) -> Metric:
@@ -132,8 +133,8 @@ def _evaluate(node: ast.expr, value_of: Callable[[str], float | None]) -> float 
         case ast.Compare(left, [kind], [right]):
             return computed(kind, of(left), of(right))
         case ast.Call(ast.Name("FILL"), [each, filler]):
-            value = of(each)
-            return of(filler) if value is None else value
+            found = of(each)
+            return of(filler) if found is None else found
         case ast.Call(ast.Name("IF"), [condition, then, otherwise]):
             chosen = of(condition)
             return None if chosen is None else of(then if chosen else otherwise)

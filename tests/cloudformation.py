@@ -13,6 +13,7 @@ from infra.template import TEMPLATE_PATH, parse
 
 __all__ = [
     "ACCOUNT",
+    "CERTIFICATE",
     "DOCUMENT",
     "ON_R2",
     "STACK",
@@ -32,6 +33,7 @@ ON_R2: dict[str, object] = {
 }
 
 ACCOUNT = "123456789012"
+CERTIFICATE = f"arn:aws:acm:us-east-1:{ACCOUNT}:certificate/0a1b"
 STACK = "pictures"
 _ABSENT = object()
 _VARIABLE = re.compile(r"\$\{(!?)([^}]+)\}")
@@ -81,6 +83,11 @@ class Variant:
             raise Unresolvable(f"no such parameters: {chosen.keys() - defaults.keys()}")
         # To CloudFormation every parameter is text.
         self._values = {name: str(value) for name, value in (defaults | dict(chosen)).items()}
+        for name, value in self._values.items():
+            allowed = document["Parameters"][name]
+            is_listed = value in map(str, allowed.get("AllowedValues", [value]))
+            if not is_listed or not re.fullmatch(allowed.get("AllowedPattern", ".*"), value):
+                raise Unresolvable(f"{name} can't be {value!r}")
         self._pseudo = {
             "AWS::AccountId": account,
             "AWS::NoValue": _ABSENT,

@@ -89,7 +89,7 @@ class Invocation:
 
 @dataclass
 class Recording:
-    """``emitted`` holds records in CloudWatch's embedded metric format.
+    """``emitted`` holds records in CloudWatch's embedded metric format, ``logged`` all other lines.
 
     ``credentials`` holds the ids of the access keys that called the object store. ``invocations``
     holds the first invocation of each handler and outcome: an error code, "redelivered" or "done".
@@ -99,6 +99,7 @@ class Recording:
     needs: set[Need] = field(default_factory=set)
     credentials: set[str] = field(default_factory=set)
     emitted: list[dict[str, Any]] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)
     invocations: dict[tuple[str, str], Invocation] = field(default_factory=dict)
 
 
@@ -343,6 +344,7 @@ class _Driver:
         self._log.truncate()
         emitted = [line for line in lines if "_aws" in line]
         self.recording.emitted.extend(emitted)
+        self.recording.logged.extend(line for line in lines if "_aws" not in line)
         codes = [line["code"] for line in emitted if "code" in line]
         codes.append("redelivered" if answer.get("batchItemFailures") else "done")
         outcome = answer.get("headers", {}).get("X-Error-Code", codes[0])

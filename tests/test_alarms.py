@@ -212,6 +212,17 @@ def test_a_metric_that_is_never_reported_is_noticed(recording: Recording) -> Non
     assert never_reported(wrong, recording) == wrong
 
 
+def test_the_filters_of_the_runbook_match_log_lines(recording: Recording) -> None:
+    runbook = (PROJECT_ROOT / "infra" / "docs" / "RUNBOOK.md").read_text(encoding="utf-8")
+    filters = re.findall(r"""'\{ \$\.(\w+) = "(.+?)" \}'""", runbook)
+
+    assert {name for name, _ in filters} == {"level", "request_id", "generation"}
+    assert {value for name, value in filters if name == "level"} <= {
+        line["level"] for line in recording.logged
+    }
+    assert {"request_id", "generation"} <= {name for line in recording.logged for name in line}
+
+
 # The topics
 
 
