@@ -72,7 +72,7 @@ def rings(alarm: Mapping[str, Any], minutes: list[Minute], *, rang: bool = False
     periods = int(alarm["EvaluationPeriods"])
     ends = [len(minutes) - number * period_s // 60 for number in range(periods)]
     points = [_point(alarm, minutes[max(0, end - period_s // 60) : max(0, end)]) for end in ends]
-    missing = alarm["TreatMissingData"]
+    missing: str = alarm["TreatMissingData"]
     if missing == "ignore" and set(points) == {None}:
         return rang
     exceeds = _COMPARISONS[alarm["ComparisonOperator"]]

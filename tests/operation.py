@@ -92,7 +92,8 @@ class Recording:
     """``emitted`` holds records in CloudWatch's embedded metric format, ``logged`` all other lines.
 
     ``credentials`` holds the ids of the access keys that called the object store. ``invocations``
-    holds the first invocation of each handler and outcome: an error code, "redelivered" or "done".
+    holds the first invocation of each handler and outcome: an error code or "done", and whether it
+    is to be redelivered.
     """
 
     variant: Variant
@@ -207,6 +208,9 @@ class _Driver:
         self._generate("A fox", 500)
         self._fail("PutObject", RuntimeError("a bug"))
         self._generate("A fox", 500)
+        # Neither the image's puts are answered nor the tombstone's.
+        self._fail("PutObject", *(_lost() for _ in range(6)))
+        self._generate("A fox", 500)
 
     def _failures_of_the_model_and_the_store(self) -> None:
         self._open_account("failing", 1000)
@@ -262,6 +266,9 @@ class _Driver:
         self._generate("A cow", 202, prefer="respond-async")
         self._fail("PutObject", RuntimeError("a bug"))
         assert self._work(self._next_job()) == []
+        self._generate("A yak", 202, prefer="respond-async")
+        self._fail("PutObject", *(_lost() for _ in range(6)))
+        assert self._work(self._next_job()) == ["a-message"]
         self._generate("A dog", 202, prefer="respond-async")
         self._fail("PutObject", _lost(), after=True)
         assert self._work(self._next_job()) == []
@@ -346,8 +353,9 @@ class _Driver:
         self.recording.emitted.extend(emitted)
         self.recording.logged.extend(line for line in lines if "_aws" not in line)
         codes = [line["code"] for line in emitted if "code" in line]
-        codes.append("redelivered" if answer.get("batchItemFailures") else "done")
-        outcome = answer.get("headers", {}).get("X-Error-Code", codes[0])
+        outcome = answer.get("headers", {}).get("X-Error-Code", (codes or ["done"])[0])
+        if answer.get("batchItemFailures"):
+            outcome = f"{outcome}, redelivered"
         made = Invocation(self._running, int(answer.get("statusCode", 0)), emitted)
         self.recording.invocations.setdefault((handler.split(".")[1], outcome), made)
 

@@ -125,7 +125,8 @@ def faults(recording: Recording) -> list[Outcome]:
     ]
     for handler in ("generate", "worker"):
         assert {(handler, code) for code in ("storage_failed", "internal_error")} <= set(found)
-    assert {("generate", "queue_failed"), ("worker", "redelivered")} <= set(found)
+    assert {("generate", code) for code in ("queue_failed", "outcome_pending")} <= set(found)
+    assert {("worker", f"{code}, redelivered") for code in ("done", "storage_failed")} <= set(found)
     return found
 
 
