@@ -7,7 +7,7 @@ from handlers.dependencies import dependencies
 from handlers.http import Event
 from handlers.initialization import initialize
 from lib.deadline import RESPONSE_TAKES_S, Deadline
-from lib.errors import OutcomePending, ServiceUnavailable
+from lib.errors import OutcomePending, ServiceUnavailable, UnexpectedFailure
 from lib.jobs import Job, UnreadableJob
 from lib.ledger.table import LedgerUnreachable
 
@@ -42,6 +42,9 @@ def handler(event: Event, context: "LambdaContext") -> dict[str, list[dict[str, 
                 observation.count_job(fault)
                 observation.warning("the store does not say whether it has a job's image", fault)
                 failed.append({"itemIdentifier": message})
+            except Exception:
+                observation.count_job(UnexpectedFailure())
+                raise
     return {"batchItemFailures": failed}
 
 

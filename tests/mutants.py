@@ -588,6 +588,12 @@ MUTANTS = (
         "observation.count_job(fault)",
         "observation.count_job()",
     ),
+    in_worker(
+        "alarms: count no job that crashed its worker",
+        ON_EITHER_PATH,
+        "observation.count_job(UnexpectedFailure())",
+        "observation.count_job()",
+    ),
     in_handler(
         "alarms: count no failed request",
         ON_EITHER_PATH,

@@ -92,8 +92,8 @@ class Recording:
     """``emitted`` holds records in CloudWatch's embedded metric format, ``logged`` all other lines.
 
     ``credentials`` holds the ids of the access keys that called the object store. ``invocations``
-    holds the first invocation of each handler and outcome: an error code or "done", and whether it
-    is to be redelivered.
+    holds the first invocation of each handler and outcome: an error code, "accepted" or "done",
+    whether that was a bug, and whether it is to be redelivered.
     """
 
     variant: Variant
@@ -266,6 +266,10 @@ class _Driver:
         self._generate("A cow", 202, prefer="respond-async")
         self._fail("PutObject", RuntimeError("a bug"))
         assert self._work(self._next_job()) == []
+        self._generate("A boar", 202, prefer="respond-async")
+        self._fail("UpdateItem", RuntimeError("a bug"))
+        with pytest.raises(RuntimeError):
+            self._work(self._next_job())
         self._generate("A yak", 202, prefer="respond-async")
         self._fail("PutObject", *(_lost() for _ in range(6)))
         assert self._work(self._next_job()) == ["a-message"]
@@ -338,6 +342,10 @@ class _Driver:
         self._running = function.name
         try:
             answer = getattr(importlib.import_module(module), attribute)(event, context)
+        except RuntimeError:
+            self._record(handler, {"headers": {"X-Error-Code": "crashed"}})
+            raise
+        else:
             self._record(handler, answer)
             return answer
         finally:
@@ -353,7 +361,10 @@ class _Driver:
         self.recording.emitted.extend(emitted)
         self.recording.logged.extend(line for line in lines if "_aws" not in line)
         codes = [line["code"] for line in emitted if "code" in line]
-        outcome = answer.get("headers", {}).get("X-Error-Code", (codes or ["done"])[0])
+        codes.append("accepted" if answer.get("statusCode") == 202 else "done")
+        outcome = answer.get("headers", {}).get("X-Error-Code", codes[0])
+        if any("UnexpectedErrors" in line for line in emitted):
+            outcome = f"{outcome}, a bug"
         if answer.get("batchItemFailures"):
             outcome = f"{outcome}, redelivered"
         made = Invocation(self._running, int(answer.get("statusCode", 0)), emitted)

@@ -42,6 +42,7 @@ REFUSED: Outcome = ("generate", "content_rejected")
 JOB_REFUSED: Outcome = ("worker", "content_rejected")
 # API Gateway's own answer, when the function died or can't be invoked.
 DIED: Outcome = ("gateway", "503")
+BUG = "internal_error, a bug"
 FAILURES_BY_PROMPT = {"content_rejected", "no_image"}
 SHARES = {"FaultsAlarm", "SparseFaultsAlarm"}
 DEPLOYMENT = {
@@ -124,9 +125,13 @@ def faults(recording: Recording) -> list[Outcome]:
         and (handler == "worker" or made.status >= 500)
     ]
     for handler in ("generate", "worker"):
-        assert {(handler, code) for code in ("storage_failed", "internal_error")} <= set(found)
-    assert {("generate", code) for code in ("queue_failed", "outcome_pending")} <= set(found)
+        assert {(handler, code) for code in ("storage_failed", BUG)} <= set(found)
+    assert {
+        ("generate", code)
+        for code in ("queue_failed", "outcome_pending", "service_unavailable, a bug")
+    } <= set(found)
     assert {("worker", f"{code}, redelivered") for code in ("done", "storage_failed")} <= set(found)
+    assert ("worker", "crashed") in found
     return found
 
 
@@ -321,6 +326,9 @@ def test_few_faults_among_many_images_do_not_page(recording: Recording) -> None:
             "model_budget_exhausted": {"ModelBudgetExhaustedAlarm"}
         }
         assert traffic.paging() == own.get(fault[1], set()), fault
+    # A job that is not queued is one of the jobs, whatever other requests there are.
+    jobs = {("generate", "queue_failed"): 1, ("generate", "accepted"): 40, JOB: 40}
+    assert Traffic(recording).minutes(5, jobs).paging() == set()
 
 
 def test_a_quiet_service_of_which_nothing_works_pages(recording: Recording) -> None:
@@ -332,7 +340,7 @@ def test_a_quiet_service_of_which_nothing_works_pages(recording: Recording) -> N
         assert traffic.paging() == {"SparseFaultsAlarm"}, fault
 
 
-@pytest.mark.parametrize("code", ["storage_failed", "internal_error", "no_image"])
+@pytest.mark.parametrize("code", ["storage_failed", BUG, "no_image"])
 @pytest.mark.parametrize("path", ["generate", "worker"])
 def test_a_canary_that_fails_every_image_of_one_path_rolls_the_deployment_back(
     recording: Recording, path: str, code: str
