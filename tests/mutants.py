@@ -653,7 +653,7 @@ MUTANTS = (
     ),
     in_template(
         "alarms: promote a version that makes no image",
-        CANARY + "[generate-no_image]",
+        ALARMS + "test_a_canary_that_can_use_no_picture_rolls_the_deployment_back",
         "        - !Ref NoImageAlarm\n",
         "",
     ),
