@@ -42,9 +42,11 @@ def respond(
 ) -> Response:
     """The response to one request."""
     request = observation.request_id
+    count = observation.count_request
     try:
         order = _order(service, event)
         if order.asynchronous:
+            count = observation.count_job
             outcome = service.jobs.accept(order, deadline, observation)
         else:
             outcome = service.generations.generate(order, deadline, observation)
@@ -52,14 +54,20 @@ def respond(
         if isinstance(error, RequestRejected):
             observation.count("Rejections")
             observation.info("request rejected", code=error.code, status=error.status)
-        elif isinstance(error, ServiceUnavailable):
+        else:
+            count(error)
+        if isinstance(error, ServiceUnavailable):
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", error.__cause__)
         return failure(error, request, {"X-Credits-Charged": str(error.credits_charged)})
     except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
+        unavailable = ServiceUnavailable()
         observation.count("UnexpectedErrors")
+        count(unavailable)
         observation.warning("unexpected failure outside the generation", fault)
-        return failure(ServiceUnavailable(), request, {"X-Credits-Charged": "0"})
+        return failure(unavailable, request, {"X-Credits-Charged": "0"})
+    if isinstance(outcome, Finished):  # What is accepted counts when a worker has made it.
+        count()
     return _success(outcome, request)
 
 

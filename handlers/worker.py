@@ -7,7 +7,7 @@ from handlers.dependencies import dependencies
 from handlers.http import Event
 from handlers.initialization import initialize
 from lib.deadline import RESPONSE_TAKES_S, Deadline
-from lib.errors import OutcomePending
+from lib.errors import OutcomePending, ServiceUnavailable, UnexpectedFailure
 from lib.jobs import Job, UnreadableJob
 from lib.ledger.table import LedgerUnreachable
 
@@ -34,12 +34,17 @@ def handler(event: Event, context: "LambdaContext") -> dict[str, list[dict[str, 
                 jobs.work(job, deadline, observation, redelivered=_deliveries(record) > 1)
             except (LedgerUnreachable, UnreadableJob) as fault:
                 observation.count("JobsNotBegun")
+                observation.count_job(ServiceUnavailable())
                 observation.warning("a job could not be begun", fault)
                 failed.append({"itemIdentifier": message})
             except OutcomePending as fault:
                 observation.count("JobsInDoubt")
+                observation.count_job(fault)
                 observation.warning("the store does not say whether it has a job's image", fault)
                 failed.append({"itemIdentifier": message})
+            except Exception:
+                observation.count_job(UnexpectedFailure())
+                raise
     return {"batchItemFailures": failed}
 
 

@@ -82,6 +82,11 @@ class ServiceError(Exception):
     retry_after_s: int | None = None
     credits_charged: ClassVar[int] = 0
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether the service or one that it depends on failed; alarms watch the share of these."""
+        return True
+
     def body(self) -> dict[str, object]:
         """The JSON body of the response."""
         fields = {"error": self.error, "message": self.message, "hint": self.hint}
@@ -100,6 +105,10 @@ class ServiceError(Exception):
 
 class RequestRejected(ServiceError):
     """Refused before anything was debited."""
+
+    @property
+    def is_fault(self) -> bool:
+        return False
 
 
 class InvalidRequest(RequestRejected):
@@ -264,6 +273,10 @@ class GenerationFailed(ServiceError):
         self.retry_after_s = retry_after_s
         self.reason = reason
         self.may_be_stored = may_be_stored
+
+    @property
+    def is_fault(self) -> bool:
+        return not self.counts_against_limit
 
     def log_fields(self) -> dict[str, object]:
         """What a log line says about the failure beside its code: constants and sizes."""

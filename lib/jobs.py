@@ -9,7 +9,6 @@ A job whose image may be stored is delivered again, and that delivery looks into
 draws.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -197,8 +196,12 @@ class Jobs:
         )
         if redelivered and self._ended_by_earlier_delivery(generation, deadline, observation):
             return
-        with contextlib.suppress(GenerationFailed):
+        try:
             self._generations.fulfil(generation, deadline, observation)
+        except GenerationFailed as failure:
+            observation.count_job(failure)
+        else:
+            observation.count_job()
 
     def _enqueue(
         self,

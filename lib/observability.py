@@ -24,6 +24,7 @@ from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (
 from botocore.exceptions import ClientError
 
 from lib.clients import error_code
+from lib.errors import ServiceError
 
 if TYPE_CHECKING:
     from lib.settings import Settings
@@ -81,9 +82,29 @@ class Observation:
         """Adds ``value`` to the count metric ``name``."""
         self._metrics.add_metric(name, MetricUnit.Count, value)
 
+    def count_request(self, failure: ServiceError | None = None) -> None:
+        """Counts a request for an image that was not rejected, and whether it failed by a fault."""
+        is_fault = failure is not None and failure.is_fault
+        self._count_attempts(requests=1, request_faults=int(is_fault))
+        if failure is not None and not is_fault:
+            self.count("RequestsRefused")
+
+    def count_job(self, failure: ServiceError | None = None) -> None:
+        """Counts a delivery of a job that was worked on, and whether it failed by a fault."""
+        is_fault = failure is not None and failure.is_fault
+        self._count_attempts(jobs=1, job_faults=int(is_fault))
+
+    def _count_attempts(
+        self, requests: int = 0, request_faults: int = 0, jobs: int = 0, job_faults: int = 0
+    ) -> None:
+        """Counts all four: an alarm's expression has no value while one of its metrics has none."""
+        self.count("Requests", requests)
+        self.count("RequestFaults", request_faults)
+        self.count("Jobs", jobs)
+        self.count("JobFaults", job_faults)
+
     def count_failure(self, code: str) -> None:
-        """Counts a failed generation, in total and by its error code."""
-        self.count("Failures")
+        """Counts a failed generation by its error code."""
         self._by_code[code] = self._by_code.get(code, 0) + 1
 
     @contextmanager

@@ -11,7 +11,18 @@ from typing import Any
 from infra.local.aws import REGION
 from infra.template import TEMPLATE_PATH, parse
 
-__all__ = ["ACCOUNT", "DOCUMENT", "ON_R2", "STACK", "Unresolvable", "Variant", "references_in"]
+__all__ = [
+    "ACCOUNT",
+    "CERTIFICATE",
+    "DOCUMENT",
+    "ON_R2",
+    "STACK",
+    "Unresolvable",
+    "Variant",
+    "only",
+    "properties_of",
+    "references_in",
+]
 
 DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 ON_R2: dict[str, object] = {
@@ -22,6 +33,7 @@ ON_R2: dict[str, object] = {
 }
 
 ACCOUNT = "123456789012"
+CERTIFICATE = f"arn:aws:acm:us-east-1:{ACCOUNT}:certificate/0a1b"
 STACK = "pictures"
 _ABSENT = object()
 _VARIABLE = re.compile(r"\$\{(!?)([^}]+)\}")
@@ -71,6 +83,11 @@ class Variant:
             raise Unresolvable(f"no such parameters: {chosen.keys() - defaults.keys()}")
         # To CloudFormation every parameter is text.
         self._values = {name: str(value) for name, value in (defaults | dict(chosen)).items()}
+        for name, value in self._values.items():
+            allowed = document["Parameters"][name]
+            is_listed = value in map(str, allowed.get("AllowedValues", [value]))
+            if not is_listed or not re.fullmatch(allowed.get("AllowedPattern", ".*"), value):
+                raise Unresolvable(f"{name} can't be {value!r}")
         self._pseudo = {
             "AWS::AccountId": account,
             "AWS::NoValue": _ABSENT,
@@ -243,4 +260,16 @@ def references_in(value: Any) -> set[str]:
             found |= (names - own.keys()) | references_in(own)
         else:
             found |= references_in(each)
+    return found
+
+
+def properties_of(variant: Variant, kind: str) -> dict[str, Any]:
+    """The properties of the resources of one type, by logical name."""
+    return {name: each["Properties"] for name, each in variant.resources(kind).items()}
+
+
+def only(variant: Variant, kind: str) -> dict[str, Any]:
+    """The properties of the only resource of its type."""
+    (found,) = properties_of(variant, kind).values()
+    assert isinstance(found, dict)
     return found

@@ -36,6 +36,11 @@ HISTORIES = (
 JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
 HERE = "[handlers in this process]"
+ALARMS = "tests/test_alarms.py::"
+ON_EITHER_PATH = ALARMS + "test_what_fails_by_a_fault_of_the_service_pages_on_either_path"
+REFUSED = ALARMS + "test_healthy_traffic_and_refused_prompts_alone_never_page"
+A_DAY = ALARMS + "test_a_failure_among_three_requests_of_a_day_does_not_page"
+CANARY = ALARMS + "test_a_canary_that_fails_every_image_of_one_path_rolls_the_deployment_back"
 
 STILL_RESERVED = '"#status = :reserved"'
 ANY_STATUS = '"(#status = :reserved OR attribute_exists(pk))"'
@@ -78,6 +83,9 @@ in_clients = partial(Mutant, "lib/clients.py")
 in_generation = partial(Mutant, "lib/generation.py")
 in_jobs = partial(Mutant, "lib/jobs.py")
 in_worker = partial(Mutant, "handlers/worker.py")
+in_handler = partial(Mutant, "handlers/generate.py")
+in_errors = partial(Mutant, "lib/errors.py")
+in_template = partial(Mutant, "template.yaml")
 
 MUTANTS = (
     # Reserve
@@ -566,6 +574,124 @@ MUTANTS = (
         'failed.append({"itemIdentifier": message})',
         "pass",
         after='observation.count("JobsInDoubt")',
+    ),
+    # Alarms
+    in_jobs(
+        "alarms: count no fault of a worker",
+        ON_EITHER_PATH,
+        "observation.count_job(failure)",
+        "observation.count_job()",
+    ),
+    in_worker(
+        "alarms: count no job that could not be begun",
+        ON_EITHER_PATH,
+        "observation.count_job(ServiceUnavailable())",
+        "observation.count_job()",
+    ),
+    in_worker(
+        "alarms: count no job in doubt",
+        ON_EITHER_PATH,
+        "observation.count_job(fault)",
+        "observation.count_job()",
+    ),
+    in_worker(
+        "alarms: count no job that crashed its worker",
+        ON_EITHER_PATH,
+        "observation.count_job(UnexpectedFailure())",
+        "observation.count_job()",
+    ),
+    in_handler(
+        "alarms: count no failed request",
+        ON_EITHER_PATH,
+        "            count(error)",
+        "            count()",
+    ),
+    in_handler(
+        "alarms: count a job that the queue refused among the requests",
+        ALARMS + "test_few_faults_among_many_images_do_not_page",
+        "count = observation.count_job",
+        "pass",
+    ),
+    in_handler(
+        "alarms: count a bug outside the generation as a success",
+        ON_EITHER_PATH,
+        "count(unavailable)",
+        "count()",
+    ),
+    in_errors(
+        "alarms: count refused prompts as faults",
+        REFUSED,
+        "return not self.counts_against_limit",
+        "return True",
+    ),
+    in_template(
+        "alarms: leave the jobs out of the share",
+        CANARY + "[worker-storage_failed]",
+        "IF(ofRequests > ofJobs, ofRequests, ofJobs)",
+        "ofRequests",
+        after="  FaultsAlarm:\n",
+    ),
+    in_template(
+        "alarms: leave the requests out of the share",
+        CANARY + "[generate-storage_failed]",
+        "IF(ofRequests > ofJobs, ofRequests, ofJobs)",
+        "ofJobs",
+        after="  FaultsAlarm:\n",
+    ),
+    in_template(
+        "alarms: take the share of both paths together",
+        CANARY + "[worker-storage_failed]",
+        "IF(ofRequests > ofJobs, ofRequests, ofJobs)",
+        "100 * (requestFaults + jobFaults) / (requests + jobs)",
+        after="  FaultsAlarm:\n",
+    ),
+    in_template(
+        "alarms: page without a floor of traffic",
+        A_DAY,
+        "jobFaults >= 5",
+        "jobFaults >= 1",
+    ),
+    in_template(
+        "alarms: page for one fault of a quiet day",
+        A_DAY,
+        "jobFaults >= 3",
+        "jobFaults >= 1",
+    ),
+    in_template(
+        "alarms: promote a version that makes no image",
+        ALARMS + "test_a_canary_that_can_use_no_picture_rolls_the_deployment_back",
+        "        - !Ref NoImageAlarm\n",
+        "",
+    ),
+    in_template(
+        "alarms: promote a version that stores no image",
+        CANARY + "[worker-storage_failed]",
+        "        - !Ref FaultsAlarm\n",
+        "",
+    ),
+    in_template(
+        "alarms: subtract the workers' refused prompts from the gateway's faults",
+        ALARMS + "test_refused_prompts_do_not_hide_the_faults_of_the_gateway",
+        """MetricName: RequestsRefused
+              Dimensions:
+""",
+        """MetricName: FailuresByCode
+              Dimensions:
+                - {Name: code, Value: content_rejected}
+""",
+    ),
+    in_template(
+        "alarms: send the faults as a notice",
+        ON_EITHER_PATH,
+        "!Ref AlarmTopic",
+        "!Ref NoticeTopic",
+        after="  FaultsAlarm:\n",
+    ),
+    in_template(
+        "alarms: end the drift that the next hour does not report",
+        ALARMS + "test_an_audit_that_finds_drift_pages_until_one_finds_none",
+        "TreatMissingData: ignore",
+        "TreatMissingData: notBreaching",
     ),
 )
 

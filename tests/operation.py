@@ -38,7 +38,7 @@ from lib.picture.aspect_ratio import AspectRatio
 from tests.cloudformation import DOCUMENT, Variant
 from tests.world import small_picture
 
-__all__ = ["R2_KEY_ID", "Need", "Recording", "recorded"]
+__all__ = ["R2_KEY_ID", "Invocation", "Need", "Recording", "recorded"]
 
 GENERATE = "POST /api/v1/models/gemini/generate"
 CREDITS = "GET /api/v1/billing/credits"
@@ -75,17 +75,33 @@ class Need:
     resource: str
 
 
+@dataclass(frozen=True)
+class Invocation:
+    """What one invocation emitted, in the embedded metric format, and the status of its answer.
+
+    The status is 0 for a function that answers no request.
+    """
+
+    function: str
+    status: int
+    emitted: list[dict[str, Any]]
+
+
 @dataclass
 class Recording:
-    """``emitted`` holds records in CloudWatch's embedded metric format.
+    """``emitted`` holds records in CloudWatch's embedded metric format, ``logged`` all other lines.
 
-    ``credentials`` holds the ids of the access keys that called the object store.
+    ``credentials`` holds the ids of the access keys that called the object store. ``invocations``
+    holds the first invocation of each handler and outcome: an error code, "accepted" or "done",
+    whether that was a bug, and whether it is to be redelivered.
     """
 
     variant: Variant
     needs: set[Need] = field(default_factory=set)
     credentials: set[str] = field(default_factory=set)
     emitted: list[dict[str, Any]] = field(default_factory=list)
+    logged: list[dict[str, Any]] = field(default_factory=list)
+    invocations: dict[tuple[str, str], Invocation] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -103,15 +119,13 @@ def recorded(*, on_r2: bool = False) -> Iterator[Recording]:
             "no_proxy": "127.0.0.1",
         }
         functions = Template(DOCUMENT).functions()
-        driver = _Driver(Recording(variant), aws, functions)
+        log = io.StringIO()
+        driver = _Driver(Recording(variant), aws, functions, log)
         stand_in.answer_with(driver.draw)
         running.enter_context(_sessions_of(driver))
         running.enter_context(_environment(environment))
-        log = io.StringIO()
         with contextlib.redirect_stdout(log):
             driver.run()
-        lines = (json.loads(line) for line in log.getvalue().splitlines())
-        driver.recording.emitted.extend(line for line in lines if "_aws" in line)
         yield driver.recording
 
 
@@ -146,10 +160,15 @@ class _Driver:
     """Invokes the functions one after the other, and injects faults into their calls."""
 
     def __init__(
-        self, recording: Recording, aws: EmbeddedAws, functions: tuple[Function, ...]
+        self,
+        recording: Recording,
+        aws: EmbeddedAws,
+        functions: tuple[Function, ...],
+        log: io.StringIO,
     ) -> None:
         self.recording = recording
         self._aws = aws
+        self._log = log
         self._functions = {each.handler: each for each in functions}
         self._environment = recording.variant.environment()
         self._table = self._environment["CREDITS_TABLE"]
@@ -186,6 +205,11 @@ class _Driver:
         self._fail("GetSecretValue", _unreachable())
         self._generate("A fox", 500)
         self._fail("TransactWriteItems", RuntimeError("a bug"))
+        self._generate("A fox", 500)
+        self._fail("PutObject", RuntimeError("a bug"))
+        self._generate("A fox", 500)
+        # Neither the image's puts are answered nor the tombstone's.
+        self._fail("PutObject", *(_lost() for _ in range(6)))
         self._generate("A fox", 500)
 
     def _failures_of_the_model_and_the_store(self) -> None:
@@ -236,6 +260,19 @@ class _Driver:
         self._generate("A cat", 202, prefer="respond-async")
         self._fail("PutObject", _unreachable(), _unreachable(), _unreachable())
         assert self._work(self._next_job()) == []
+        for failure in ("bad-key", "overloaded", "no-image", "quota-zero"):
+            self._generate(f"A cat [fail:{failure}]", 202, prefer="respond-async")
+            assert self._work(self._next_job()) == []
+        self._generate("A cow", 202, prefer="respond-async")
+        self._fail("PutObject", RuntimeError("a bug"))
+        assert self._work(self._next_job()) == []
+        self._generate("A boar", 202, prefer="respond-async")
+        self._fail("UpdateItem", RuntimeError("a bug"))
+        with pytest.raises(RuntimeError):
+            self._work(self._next_job())
+        self._generate("A yak", 202, prefer="respond-async")
+        self._fail("PutObject", *(_lost() for _ in range(6)))
+        assert self._work(self._next_job()) == ["a-message"]
         self._generate("A dog", 202, prefer="respond-async")
         self._fail("PutObject", _lost(), after=True)
         assert self._work(self._next_job()) == []
@@ -304,11 +341,34 @@ class _Driver:
         context = LambdaContext(function.name, str(function.memory_mb), function.timeout_s)
         self._running = function.name
         try:
-            return getattr(importlib.import_module(module), attribute)(event, context)
+            answer = getattr(importlib.import_module(module), attribute)(event, context)
+        except RuntimeError:
+            self._record(handler, {"headers": {"X-Error-Code": "crashed"}})
+            raise
+        else:
+            self._record(handler, answer)
+            return answer
         finally:
             self._running = ""
             unused = [name for name, faults in self._faults.items() if faults]
             assert not unused, f"{handler} made no such call: {unused}"
+
+    def _record(self, handler: str, answer: Mapping[str, Any]) -> None:
+        lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        self._log.seek(0)
+        self._log.truncate()
+        emitted = [line for line in lines if "_aws" in line]
+        self.recording.emitted.extend(emitted)
+        self.recording.logged.extend(line for line in lines if "_aws" not in line)
+        codes = [line["code"] for line in emitted if "code" in line]
+        codes.append("accepted" if answer.get("statusCode") == 202 else "done")
+        outcome = answer.get("headers", {}).get("X-Error-Code", codes[0])
+        if any("UnexpectedErrors" in line for line in emitted):
+            outcome = f"{outcome}, a bug"
+        if answer.get("batchItemFailures"):
+            outcome = f"{outcome}, redelivered"
+        made = Invocation(self._running, int(answer.get("statusCode", 0)), emitted)
+        self.recording.invocations.setdefault((handler.split(".")[1], outcome), made)
 
     def _fail(
         self, operation: str, *faults: Exception, after: bool = False, saying: str = ""

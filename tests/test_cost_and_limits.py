@@ -324,9 +324,9 @@ def test_the_limits_bite_where_the_guide_says() -> None:
     workers = parameters["WorkerConcurrency"]["Default"]
 
     assert figures(row[0] for row in table_with("what to do")) == [
+        tenths(workers / REQUEST_S),
         DEFAULT_RATE_LIMIT / 60,
         tenths(10 / REQUEST_S),
-        tenths(workers / REQUEST_S),
         tenths(500 / 60),
         parameters["ThrottleRate"]["Default"],
         1000 // REQUEST_S,

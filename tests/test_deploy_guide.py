@@ -18,6 +18,7 @@ from infra.docs.markdown import Markdown
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib.deadline import JOB_WAITS_S, LEASE_S, REFUNDED_WITHIN_S, WORKER_LEASE_S
+from lib.errors import GenerationFailed, OutcomePending, ServiceUnavailable
 from lib.keys.verification import CACHE_S
 from lib.settings import DEFAULT_MODEL
 from tests.guides import Agreeing, ShellCommand, shell_commands
@@ -32,6 +33,7 @@ PARAMETERS: Mapping[str, Any] = TEMPLATE["Parameters"]
 OUTPUTS: Mapping[str, Any] = TEMPLATE["Outputs"]
 TABLE: Mapping[str, Any] = RESOURCES["CreditsTable"]["Properties"]
 OPERATOR = ".venv/bin/gemini-generate"
+STACK = "gemini-generate"
 SHELL = {"cat", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
 
 
@@ -88,6 +90,12 @@ def test_every_secret_comes_from_a_file_that_is_deleted_afterwards() -> None:
 
 
 AWS_CLI_OWN = {"--query", "--output", "--region", "--profile"}
+# Commands that the AWS CLI composes of several operations, and options that it renames.
+AWS_CLI_COMPOSED = {
+    ("s3", "rb"): {"--force"},
+    ("logs", "tail"): {"--filter-pattern", "--follow", "--since"},
+}
+AWS_CLI_RENAMED = {"--notification-endpoint": "--endpoint", "--paths": "--invalidation-batch"}
 
 
 def test_every_aws_command_is_an_operation_with_its_options() -> None:
@@ -95,10 +103,10 @@ def test_every_aws_command_is_an_operation_with_its_options() -> None:
 
     for command in commands_of("aws"):
         _, service, operation, *_ = command.words
-        if service == "s3":
-            assert (operation, set(command.options)) == ("rb", {"--force"})
+        if (service, operation) in AWS_CLI_COMPOSED:
+            assert set(command.options) <= AWS_CLI_COMPOSED[service, operation], command.words
             continue
-        model = session.get_service_model(service)
+        model = session.get_service_model({"s3api": "s3"}.get(service, service))
         if operation == "wait":
             waiters = session.get_waiter_model(service)
             name = {xform_name(each, "-"): each for each in waiters.waiter_names}[command.words[3]]
@@ -116,7 +124,8 @@ def check_options(command: ShellCommand, operation: OperationModel) -> None:
     for option, value in command.options.items():
         if option in AWS_CLI_OWN:
             continue
-        member = members[option if option in members else option.replace("--no-", "--", 1)]
+        name = AWS_CLI_RENAMED.get(option, option)
+        member = members[name if name in members else name.replace("--no-", "--", 1)]
         if member.type_name == "boolean":
             assert not value, (command.words, option)
         elif isinstance(member, StringShape) and member.enum:
@@ -124,7 +133,7 @@ def check_options(command: ShellCommand, operation: OperationModel) -> None:
         else:
             assert value, (command.words, option)
     required = {f"--{xform_name(name, '-')}" for name in shape.required_members}
-    assert required <= set(command.options), command.words
+    assert required <= {AWS_CLI_RENAMED.get(each, each) for each in command.options}, command.words
 
 
 # AWS SAM CLI command reference, 1.170.
@@ -152,6 +161,18 @@ def test_what_the_guide_writes_into_the_configuration_is_accepted() -> None:
         for name, value in values.items():
             assert re.fullmatch(PARAMETERS[name].get("AllowedPattern", ".*"), value), name
             assert value in PARAMETERS[name].get("AllowedValues", [value])
+
+
+def test_every_file_that_holds_a_key_is_written_for_its_owner_alone() -> None:
+    writing = [
+        fence.text
+        for document in (DEPLOY, RUNBOOK)
+        for fence in document.fences
+        if "EDITOR" in fence.text or "keys issue" in fence.text
+    ]
+
+    assert len(writing) > 3
+    assert all(text.startswith("umask 077\n") for text in writing)
 
 
 def test_git_ignores_every_file_that_holds_a_key() -> None:
@@ -216,7 +237,9 @@ def test_a_deployment_is_described_as_the_template_configures_it() -> None:
 
 
 def test_a_deletion_leaves_what_the_template_retains() -> None:
-    retained = {name for name, each in RESOURCES.items() if each.get("DeletionPolicy") == "Retain"}
+    retained = {
+        name for name, each in RESOURCES.items() if "Retain" in each.get("DeletionPolicy", "")
+    }
 
     assert {row[0] for row in table_called(DEPLOY, "left")} & RESOURCES.keys() == retained
 
@@ -226,10 +249,50 @@ def test_a_deletion_leaves_what_the_template_retains() -> None:
 
 def test_every_alarm_has_a_meaning_and_an_action() -> None:
     rows = table_called(RUNBOOK, "alarm")
-    alarms = {name for name, each in RESOURCES.items() if each["Type"].endswith(":Alarm")}
+    topics = {"page": "AlarmTopic", "notice": "NoticeTopic"}
+    alarms = {
+        name: each["Properties"]["AlarmActions"]
+        for name, each in RESOURCES.items()
+        if each["Type"].endswith(":Alarm")
+    }
 
-    assert {name for name, meaning, action in rows if meaning and action} == alarms
+    assert {name: [{"Ref": topics[sent_as]}] for name, sent_as, *_ in rows} == alarms
     assert len(rows) == len(alarms)
+    assert all(all(row) for row in rows)
+
+
+def test_every_fault_that_an_alarm_counts_has_an_action() -> None:
+    codes = {
+        each.code for each in GenerationFailed.__subclasses__() if not each.counts_against_limit
+    }
+
+    rows = table_called(RUNBOOK, "code")
+    assert {code for code, *_ in rows} == codes | {OutcomePending.code, ServiceUnavailable.code}
+
+
+def test_every_log_group_is_named_and_every_log_command_reads_one() -> None:
+    groups = {
+        each["Properties"]["LogGroupName"]["Fn::Sub"].replace("${AWS::StackName}", STACK)
+        for each in RESOURCES.values()
+        if each["Type"] == "AWS::Logs::LogGroup"
+    }
+    tails = commands_of("aws", "logs", "tail")
+
+    assert {group for group, _ in table_called(RUNBOOK, "log group")} == groups
+    assert {each.words[3] for each in tails} <= groups
+    assert len(tails) > 3
+
+
+def test_an_alarm_made_by_hand_in_another_region_is_that_of_the_template() -> None:
+    (command,) = commands_of("aws", "cloudwatch", "put-metric-alarm")
+    alarm = RESOURCES["DeliveryFaultsAlarm"]["Properties"]
+    same = alarm.keys() - {"AlarmActions", "OKActions", "AlarmDescription", "Dimensions"}
+
+    assert {f"--{xform_name(name, '-')}": str(alarm[name]) for name in same}.items() <= (
+        command.options.items()
+    )
+    assert command.options["--region"] == "us-east-1"
+    assert "Name=Region,Value=Global" in command.words
 
 
 def test_the_log_messages_and_metrics_that_it_names_are_the_codes() -> None:

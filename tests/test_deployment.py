@@ -20,7 +20,7 @@ from samtranslator.translator.translator import (  # type: ignore[import-untyped
 from infra.template import PROJECT_ROOT, Function, Route, Template
 from infra.verify import tools
 from lib.settings import Settings
-from tests.cloudformation import DOCUMENT, ON_R2, STACK, Variant
+from tests.cloudformation import CERTIFICATE, DOCUMENT, ON_R2, STACK, Variant
 
 # SAM takes seconds to translate, and each linter takes longer.
 pytestmark = pytest.mark.real
@@ -212,22 +212,27 @@ PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the model": ({"GeminiModel": "another-model"}, ALL),
     "the suffix": ({"ImageKeySuffix": "true"}, ALL),
     "the images' domain": (
-        {"ImageDomainName": "images.example", "ImageCertificateArn": "arn:aws:acm:certificate"},
+        {"ImageDomainName": "images.example", "ImageCertificateArn": CERTIFICATE},
         ALL,
     ),
     "R2": (ON_R2, ALL),
     "the keys' prefix": ({"OrgSecretPrefix": "staging/orgs/"}, ALL),
     "the architecture": ({"Architecture": "x86_64"}, ALL),
     "SnapStart": ({"SnapStart": "On"}, WITH_ROUTES),
-    "the reserved concurrency": ({"ReservedConcurrency": "20"}, {"GenerateFunction"}),
+    "the reserved concurrency": (
+        {"ReservedConcurrency": "20"},
+        {"GenerateFunction", "ReconcileFunction"},
+    ),
     "the API's domain": (
-        {"ApiDomainName": "api.example", "ApiCertificateArn": "arn:aws:acm:certificate"},
+        {"ApiDomainName": "api.example", "ApiCertificateArn": CERTIFICATE},
         set(),
     ),
     "the rate": ({"ThrottleRate": "50"}, set()),
     "the burst": ({"ThrottleBurst": "50"}, set()),
     "the workers": ({"WorkerConcurrency": "20"}, set()),
     "the alarms' address": ({"AlarmEmail": "pager@example.com"}, set()),
+    "the notices' address": ({"NoticeEmail": "operator@example.com"}, set()),
+    "the deployment alarms": ({"DeploymentAlarms": "false"}, set()),
     "the logs": ({"LogRetentionDays": "90"}, set()),
     "the pace": (CANARY, set()),
 }
@@ -261,6 +266,23 @@ def test_an_alarm_during_a_deployment_rolls_it_back() -> None:
         assert watched <= canary.of_kind("CloudWatch::Alarm").keys()
         assert "DEPLOYMENT_STOP_ON_ALARM" in group["AutoRollbackConfiguration"]["Events"]
         assert "Canary10Percent5Minutes" in json.dumps(group["DeploymentConfigName"])
+
+
+def test_the_fix_of_what_rings_is_deployed_without_codedeploy() -> None:
+    """It would refuse to start while one of its alarms rings."""
+    fix = Translation({"DeploymentAlarms": "false"})
+    aliases = fix.of_kind("Lambda::Alias")
+
+    assert len(aliases) == len(FUNCTIONS)
+    assert not [each for each in aliases.values() if "UpdatePolicy" in each]
+    assert not [
+        name
+        for kind in ("Application", "DeploymentGroup")
+        for name in fix.of_kind(f"CodeDeploy::{kind}")
+    ]
+    # Everything else is what a deployment with alarms has.
+    usual = translation_for(on_r2=False)
+    assert fix.of_kind("CloudWatch::Alarm").keys() == usual.of_kind("CloudWatch::Alarm").keys()
 
 
 # Linters

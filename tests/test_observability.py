@@ -37,8 +37,8 @@ def test_a_success_counts_the_charge_and_times_each_step(
 @pytest.mark.parametrize(
     ("failure", "strikes_at", "counted", "code"),
     [
-        (ContentRejected(), None, ["Failures", "Refunds"], "content_rejected"),
-        (ModelUnavailable(), 2, ["Failures", "RefundFailures"], "model_unavailable"),
+        (ContentRejected(), None, ["Refunds"], "content_rejected"),
+        (ModelUnavailable(), 2, ["RefundFailures"], "model_unavailable"),
         (None, 3, ["Generations", "SettlesLeftToReconciler"], None),
     ],
     ids=["a refund", "a failed refund", "a lost settle"],
@@ -54,7 +54,7 @@ def test_an_ending_has_its_own_metrics(
     answer = world.request(world.process(Network(strikes_at, Fault.OUTAGE), failure))
     assert (failure is None) == isinstance(answer, Finished)
     totals, *by_code = metrics(capsys)
-    for name in ("Failures", "Refunds", "RefundFailures", "Generations", "SettlesLeftToReconciler"):
+    for name in ("Refunds", "RefundFailures", "Generations", "SettlesLeftToReconciler"):
         assert totals.get(name) == ([1.0] if name in counted else None), name
     assert [(line["code"], line["FailuresByCode"]) for line in by_code] == (
         [] if code is None else [(code, [1.0])]

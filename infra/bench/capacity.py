@@ -67,7 +67,7 @@ ALL = (
     Limit("`ThrottleRate`", 100, "requests a second", 1, THROTTLED),
     Limit(SANDBOXES, 1000, "sandboxes", REQUEST_S, NO_SANDBOX),
     Limit(SANDBOXES, 10, "sandboxes", REQUEST_S, NO_SANDBOX, "new account"),
-    Limit("`WorkerConcurrency`", 10, "workers", REQUEST_S, "a longer wait", "`respond-async`"),
+    Limit("`WorkerConcurrency`", 4, "workers", REQUEST_S, "a longer wait", "`respond-async`"),
     # 1,000 at once, and 100 a second until the first requests end.
     Limit("Lambda's growth", 1000 + 100 * REQUEST_S, "sandboxes", REQUEST_S, NO_SANDBOX, "burst"),
     Limit("throughput of a new table", 4000, UNITS, 5, BUSY),
