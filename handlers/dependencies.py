@@ -79,12 +79,7 @@ class Dependencies:
         """The use case: reserve, generate, store, settle or refund."""
         from lib.generation import Generations  # noqa: PLC0415 - it loads the PNG encoder
 
-        return Generations(
-            self.ledger,
-            self.model,
-            self.images,
-            key_suffix=self.settings.image_key_suffix,
-        )
+        return Generations(self.ledger, self.model, self.images)
 
     @cached_property
     def jobs(self) -> "Jobs":

@@ -13,7 +13,6 @@ __all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings", "initialization_t
 DEFAULT_MODEL = "gemini-3.1-flash-lite-image"
 DEFAULT_SERVICE = "gemini-generate"
 DEFAULT_NAMESPACE = "GeminiGenerate"
-_TRUE = frozenset({"1", "true", "yes", "on"})
 
 
 class MissingSettingError(Exception):
@@ -30,7 +29,6 @@ class Settings:
     org_secret_prefix: str
     gemini_api_key_secret: str
     gemini_model: str = DEFAULT_MODEL
-    image_key_suffix: bool = False
     storage_endpoint_url: str | None = None
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
@@ -62,7 +60,6 @@ class Settings:
             org_secret_prefix=required("ORG_SECRET_PREFIX"),
             gemini_api_key_secret=required("GEMINI_API_KEY_SECRET"),
             gemini_model=optional("GEMINI_MODEL") or DEFAULT_MODEL,
-            image_key_suffix=environment.get("IMAGE_KEY_SUFFIX", "").strip().lower() in _TRUE,
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),

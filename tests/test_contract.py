@@ -137,7 +137,7 @@ def test_a_success_is_four_fields_and_one_png_of_the_requested_shape(
 
     (key,) = customer.stored()
     assert urlsplit(body["imageUrl"]).path == f"/images/{key}"
-    found = re.fullmatch(rf"generated/gemini/{customer.organisation}/(\d{{13}})\.png", key)
+    found = re.fullmatch(rf"generated/gemini/{customer.organisation}/(\d{{13}})\d{{39}}\.png", key)
     assert found, key
     assert before_ms <= int(found[1]) <= time.time() * 1000
     stored = stack.aws.client("s3").head_object(Bucket=stack.bucket, Key=key)

@@ -210,7 +210,6 @@ WITH_ROUTES = {each.name for each in FUNCTIONS if each.routes}
 # The functions of which a new value publishes a version.
 PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the model": ({"GeminiModel": "another-model"}, ALL),
-    "the suffix": ({"ImageKeySuffix": "true"}, ALL),
     "the images' domain": (
         {"ImageDomainName": "images.example", "ImageCertificateArn": "arn:aws:acm:certificate"},
         ALL,

@@ -47,8 +47,9 @@ from lib.ledger.order import CREDITS_PER_IMAGE
 __all__ = ["EXAMPLE_REQUEST", "OPERATIONS"]
 
 _PROMPT = "A log cabin by a frozen mountain lake at dusk"
-_IMAGE_URL = "https://images.example.com/generated/gemini/acme/1795390356254.png"
 _ID = "1795390356254"
+_RANDOM_DIGITS = "710884915720436195283307416920557814032"
+_IMAGE_URL = f"https://images.example.com/generated/gemini/acme/{_ID}{_RANDOM_DIGITS}.png"
 _SETTLED = {
     "id": _ID,
     "status": "settled",
