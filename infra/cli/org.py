@@ -11,6 +11,7 @@ from infra.cli.options import NewRateLimit, OptionalLimit, Organisation, RateLim
 from infra.cli.output import Column, Row
 from infra.cli.session import CALL_WITHIN_S, SCAN_WITHIN_S, Command, Session
 from lib.deadline import Deadline
+from lib.errors import ContentRejected
 from lib.keys.key_ring import UnknownOrganisation
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
@@ -18,6 +19,8 @@ from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
 __all__ = ["app"]
 
 app = typer.Typer(help="Create organisations, list them, limit their request rate.")
+# How many generations the count of refused prompts covers.
+RECENT = 100
 _FIELDS = "organisation, credits, requestsPerMinute"
 
 
@@ -80,24 +83,30 @@ def list_(session: Session, limit: OptionalLimit = None) -> None:
     "show",
     cls=Command,
     epilog=f"--json: {_FIELDS}, imagesLeft, liveKeys, "
-    "lastGeneration: null or {id, status, createdAt}",
+    "lastGeneration: null or {id, status, createdAt}, refusedPrompts: how many of the last "
+    "recentGenerations were refused as a content policy violation",
 )
 def show(session: Session, organisation: Organisation) -> None:
-    """Show an organisation's credits, rate limit, live keys and last generation."""
+    """Show an organisation's credits, rate limit, live keys, last generation, refused prompts."""
     account = session.account(organisation)
-    last = session.ledger.history(organisation, 1, None, Deadline(CALL_WITHIN_S))
+    recent = session.ledger.history(organisation, RECENT, None, Deadline(CALL_WITHIN_S))
+    last = recent[0] if recent else None
+    refused = sum(each.failure_code == ContentRejected.code for each in recent)
     document = {
         **_document(organisation, account),
         "imagesLeft": max(0, account.credits) // CREDITS_PER_IMAGE,
         "liveKeys": _live_keys(session, organisation),
-        "lastGeneration": summary(last[0]) if last else None,
+        "lastGeneration": summary(last) if last else None,
+        "refusedPrompts": refused,
+        "recentGenerations": len(recent),
     }
     facts = {
         "Organisation": organisation,
         "Credits": f"{account.credits}, enough for {document['imagesLeft']} images",
         "Limit": f"{account.rate_limit} requests per minute",
         "Live keys": str(document["liveKeys"]),
-        "Last generation": f"{last[0].id}, {last[0].status}" if last else "none yet",
+        "Last generation": f"{last.id}, {last.status}" if last else "none yet",
+        "Refused prompts": f"{refused} of the last {len(recent)} generations",
     }
     session.output.details(document, facts)
 
