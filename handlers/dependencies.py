@@ -20,6 +20,7 @@ from lib.errors import ModelUnavailable
 from lib.keys.verification import KeyVerifier
 from lib.ledger.ledger import Ledger
 from lib.ledger.table import Table
+from lib.limits import OrganisationLimit, read_limit, unpaid_limit
 from lib.observability import Telemetry
 from lib.picture.storage import Images, ObjectStore, public_url
 from lib.settings import Settings
@@ -50,6 +51,16 @@ class Dependencies:
     def key_verifier(self) -> KeyVerifier:
         """Verifies customers' API keys."""
         return KeyVerifier(self._secrets, self.settings.org_secret_prefix)
+
+    @cached_property
+    def read_limit(self) -> OrganisationLimit:
+        """The limit on an organisation's reads."""
+        return read_limit()
+
+    @cached_property
+    def unpaid_limit(self) -> OrganisationLimit:
+        """The limit on an organisation's generate requests that buy nothing."""
+        return unpaid_limit()
 
     @cached_property
     def ledger(self) -> Ledger:

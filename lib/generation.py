@@ -158,12 +158,15 @@ class Generations:
         for _ in range(2):
             try:
                 with observation.timed("LedgerMs"):
-                    generation = self._ledger.reserve(order, partial(_image_key, order.organisation), deadline)
+                    generation = self._ledger.reserve(
+                        order, partial(_image_key, order.organisation), deadline
+                    )
             except KeyInFlight as earlier:
                 replay = self._replay(earlier.generation, order, deadline, observation)
                 if replay is not None:
                     return replay
                 continue
+            observation.identify(generation=generation.id)
             if generation.status is Status.SETTLED:
                 observation.count("Replays")
                 return self._finished(generation, generation.duration_ms or 0, replayed=True)
@@ -264,12 +267,7 @@ class Generations:
     ) -> Finished:
         observation.count("Generations")
         observation.count("CreditsCharged", generation.credits)
-        observation.info(
-            "generation charged",
-            organisation=generation.organisation,
-            generation=generation.id,
-            duration_ms=duration_ms,
-        )
+        observation.identify(generation=generation.id, duration_ms=duration_ms)
         return self._finished(generation, duration_ms)
 
     def lost(self, generation: Generation, observation: Observation) -> ReservationLost:

@@ -32,6 +32,7 @@ class Settings:
     storage_endpoint_url: str | None = None
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
+    public_url: str | None = None
     aws_region: str | None = None
     service_name: str = DEFAULT_SERVICE
     metrics_namespace: str = DEFAULT_NAMESPACE
@@ -63,6 +64,7 @@ class Settings:
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
+            public_url=environment.get("PUBLIC_URL", "").strip().rstrip("/") or None,
             # Lambda sets AWS_REGION, but boto3 reads AWS_DEFAULT_REGION only.
             aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,

@@ -520,6 +520,12 @@ MUTANTS = (
         ANY_STATUS,
         after="def extend_lease(",
     ),
+    in_ledger(
+        "make a job of any reservation that a message names",
+        "tests/test_safety.py::test_a_message_from_elsewhere_does_not_make_a_job_of_a_request",
+        'is_job = "asynchronous = :true"',
+        'is_job = "(asynchronous = :true OR attribute_not_exists(asynchronous))"',
+    ),
     in_jobs(
         "work without checking the status",
         WORKER + "test_a_job_that_is_not_delivered_in_time_is_refunded_and_not_done_later",

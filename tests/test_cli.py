@@ -118,7 +118,8 @@ def document(exited: Exited) -> Any:
 def organisation_of(aws: EmbeddedAws, key: str) -> str | None:
     """The organisation that the key authenticates, or None."""
     try:
-        return KeyVerifier(aws.client("secretsmanager"), PREFIX).organisation_of(f"Bearer {key}")
+        verifier = KeyVerifier(aws.client("secretsmanager"), PREFIX)
+        return verifier.verify(f"Bearer {key}").organisation
     except Unauthorized:
         return None
 

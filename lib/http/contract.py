@@ -27,6 +27,7 @@ from lib.http.models import (
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
     MAX_PAGE,
+    MAX_PAGE_BYTES,
     AcceptedResponse,
     CreditsResponse,
     ErrorResponse,
@@ -43,6 +44,7 @@ from lib.http.models import (
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.http.spec import Operation, ResponseSpec, error_response
 from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.limits import READS_PER_S
 
 __all__ = ["EXAMPLE_REQUEST", "OPERATIONS"]
 
@@ -99,6 +101,11 @@ _CHARGED = "X-Credits-Charged"
 _UNAUTHORIZED = (
     "The API key is missing, malformed, unknown, revoked or expired",
     (Unauthorized(),),
+    ErrorResponse,
+)
+_TOO_MANY_READS = (
+    "Too many reads by this organisation",
+    (RateLimited(READS_PER_S * 60, 1, "reads"),),
     ErrorResponse,
 )
 _UNAVAILABLE = ("A dependency did not respond; retry", (ServiceUnavailable(),), FailureResponse)
@@ -233,6 +240,7 @@ _CREDITS = Operation(
             {"balance": {"credits": 95, "creditsPerImage": CREDITS_PER_IMAGE}},
         ),
         error_response(*_UNAUTHORIZED),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )
@@ -242,7 +250,10 @@ _HISTORY = Operation(
     path="/api/v1/generations",
     name="listGenerations",
     summary="List generations",
-    description="Lists the organisation's generations, newest first, one page at a time.",
+    description=(
+        "Lists the organisation's generations, newest first, one page at a time. Long prompts make "
+        f"a page end at {MAX_PAGE_BYTES // 1024} KiB: `nextCursor` continues it."
+    ),
     parameters=(
         {
             "name": "limit",
@@ -280,6 +291,7 @@ _HISTORY = Operation(
             ErrorResponse,
         ),
         error_response(*_UNAUTHORIZED),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )
@@ -319,6 +331,7 @@ _GENERATION = Operation(
         error_response(
             "The organisation has no generation with this id", (NotFound(),), ErrorResponse
         ),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )
