@@ -34,7 +34,7 @@ PARAMETERS: Mapping[str, Any] = TEMPLATE["Parameters"]
 OUTPUTS: Mapping[str, Any] = TEMPLATE["Outputs"]
 TABLE: Mapping[str, Any] = RESOURCES["CreditsTable"]["Properties"]
 OPERATOR = ".venv/bin/gemini-generate"
-SHELL = {"cat", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
+SHELL = {"date", "cat", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
 
 
 def commands_of(*program: str) -> list[ShellCommand]:

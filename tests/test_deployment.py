@@ -221,7 +221,7 @@ PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the reserved concurrency": ({"ReservedConcurrency": "20"}, {"GenerateFunction"}),
     "the API's domain": (
         {"ApiDomainName": "api.example", "ApiCertificateArn": "arn:aws:acm:certificate"},
-        set(),
+        ALL,
     ),
     "the rate": ({"ThrottleRate": "50"}, set()),
     "the burst": ({"ThrottleBurst": "50"}, set()),
