@@ -94,11 +94,11 @@ class OrganisationLimit:
         return RateLimited(per_minute, retry_after_s, self._policy)
 
 
-def read_limit() -> OrganisationLimit:
+def read_limit(clock: Callable[[], float] = time.time) -> OrganisationLimit:
     """The limit on reads."""
-    return OrganisationLimit("reads", TokenBuckets(READS_PER_S, READS_AT_ONCE))
+    return OrganisationLimit("reads", TokenBuckets(READS_PER_S, READS_AT_ONCE, clock))
 
 
-def unpaid_limit() -> OrganisationLimit:
+def unpaid_limit(clock: Callable[[], float] = time.time) -> OrganisationLimit:
     """The limit on generate requests that buy nothing: refusals and replays."""
-    return OrganisationLimit("unpaid", TokenBuckets(UNPAID_PER_S, UNPAID_AT_ONCE))
+    return OrganisationLimit("unpaid", TokenBuckets(UNPAID_PER_S, UNPAID_AT_ONCE, clock))
