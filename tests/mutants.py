@@ -228,7 +228,7 @@ MUTANTS = (
     in_generation(
         "answer 200 for a generation that was refunded meanwhile",
         ENDINGS + "test_a_request_that_was_refunded_meanwhile_leaves_no_image[moto]",
-        "raise lost from fault",
+        "raise self.lost(generation, observation) from fault",
         'observation.count("Fenced")',
         after="except ReservationGone",
     ),
