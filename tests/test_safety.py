@@ -27,6 +27,7 @@ from lib.limits import (
     READS_PER_S,
     UNPAID_AT_ONCE,
     UNPAID_PER_S,
+    OrganisationLimit,
     TokenBuckets,
     read_limit,
     unpaid_limit,
@@ -120,15 +121,17 @@ def test_200_refusals_in_a_row_meet_a_limit_of_their_organisation_alone(
 
 
 def test_replays_which_are_free_count_as_refusals_do(
-    stack: LocalStack, stopped_clock: Clock
+    stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    customer = Customer(stack)
+    clock, customer = Clock(), Customer(stack)
+    limit = OrganisationLimit("unpaid", TokenBuckets(1, 3, clock))
+    monkeypatch.setattr(dependencies(), "unpaid_limit", limit)
     headers = {"authorization": f"Bearer {customer.key}", "idempotency-key": "order-1042"}
     event = event_of('{"prompt": "A fox"}', is_base64=False, headers=headers)
-    answers = [invoke(stack, event) for _ in range(UNPAID_AT_ONCE + 2)]
-    assert [each.status for each in answers] == [200] * (UNPAID_AT_ONCE + 1) + [429]
+    answers = [invoke(stack, event) for _ in range(5)]
+    assert [each.status for each in answers] == [200] * 4 + [429]
     assert customer.balance() == 95
-    stopped_clock.sleep(1)
+    clock.sleep(1)
     assert invoke(stack, event).headers["idempotent-replayed"] == "true"
 
 
