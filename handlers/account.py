@@ -9,12 +9,24 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from handlers.authentication import authenticate
 from handlers.dependencies import Dependencies, dependencies
-from handlers.http import Event, Response, failure, header, origin, request_id, success, text
+from handlers.http import (
+    Event,
+    Response,
+    failure,
+    json_text,
+    log_answer,
+    origin,
+    request_id,
+    success,
+    text,
+)
 from handlers.initialization import initialize
 from lib.deadline import RESPONSE_TAKES_S, Deadline
 from lib.errors import MethodNotAllowed, NotFound, ServiceError, ServiceUnavailable, public_message
 from lib.http.models import (
+    MAX_PAGE_BYTES,
     CreditsResponse,
     GenerationResponse,
     HistoryResponse,
@@ -25,6 +37,7 @@ from lib.http.models import (
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status, parse_id
 from lib.ledger.table import LedgerUnreachable
+from lib.observability import Observation
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -48,19 +61,28 @@ def handler(event: Event, context: "LambdaContext") -> Response:
         return _unrouted(event, request)
     service = dependencies()
     with service.telemetry.observe(request) as observation:
-        try:
-            return success(200, _read(service, event, deadline), request, {})
-        except ServiceUnavailable as error:
-            observation.count("ServiceUnavailable")
-            observation.warning("a service that we depend on failed", error.__cause__)
-            return failure(error, request, {})
-        except ServiceError as error:
-            observation.info("request rejected", code=error.code, status=error.status)
-            return failure(error, request, {})
-        except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
-            observation.count("UnexpectedErrors")
-            observation.warning("unexpected failure", fault)
-            return failure(ServiceUnavailable(), request, {})
+        response = _respond(service, event, deadline, observation)
+        log_answer(observation, event, response)
+        return response
+
+
+def _respond(
+    service: Dependencies, event: Event, deadline: Deadline, observation: Observation
+) -> Response:
+    """The response to a request that needs a key."""
+    request = observation.request_id
+    try:
+        return success(200, _read(service, event, deadline, observation), request, {})
+    except ServiceUnavailable as error:
+        observation.count("ServiceUnavailable")
+        observation.warning("a service that we depend on failed", error.__cause__)
+        return failure(error, request, {})
+    except ServiceError as error:
+        return failure(error, request, {})
+    except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
+        observation.count("UnexpectedErrors")
+        observation.warning("unexpected failure", fault)
+        return failure(ServiceUnavailable(), request, {})
 
 
 def _health(_event: Event, request: str) -> Response:
@@ -70,13 +92,20 @@ def _health(_event: Event, request: str) -> Response:
 def _openapi(event: Event, request: str) -> Response:
     from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
 
-    return success(200, openapi(origin(event)), request, {"Cache-Control": "public, max-age=300"})
+    return success(
+        200, openapi(_public_url(event)), request, {"Cache-Control": "public, max-age=300"}
+    )
 
 
 def _docs(event: Event, request: str) -> Response:
     from lib.http import docs  # noqa: PLC0415 - as above
 
-    return text(200, docs.page(origin(event)), request, docs.headers(dependencies().image_url("")))
+    headers = docs.headers(dependencies().image_url(""))
+    return text(200, docs.page(_public_url(event)), request, headers)
+
+
+def _public_url(event: Event) -> str:
+    return dependencies().settings.public_url or origin(event)
 
 
 def _unrouted(event: Event, request: str) -> Response:
@@ -95,11 +124,14 @@ def _unrouted(event: Event, request: str) -> Response:
     return failure(MethodNotAllowed(allowed), request, headers)
 
 
-def _read(service: Dependencies, event: Event, deadline: Deadline) -> dict[str, object]:
+def _read(
+    service: Dependencies, event: Event, deadline: Deadline, observation: Observation
+) -> dict[str, object]:
     route = _ROUTES.get(event["routeKey"])
     if route is None:
         raise NotFound
-    organisation = service.key_verifier.organisation_of(header(event, "authorization"))
+    organisation = authenticate(service, event, observation).organisation
+    service.read_limit.admit(organisation)
     try:
         return route(service, organisation, event, deadline)
     except LedgerUnreachable as fault:
@@ -130,13 +162,18 @@ def _history(
     asked = parse_history_request(event.get("queryStringParameters") or {})
     # One more than asked for tells whether there is another page.
     found = service.ledger.history(organisation, asked.limit + 1, asked.before_ms, deadline)
-    page = found[: asked.limit]
-    cursor = cursor_before(page[-1].created_ms) if len(found) > len(page) else None
-    shown = HistoryResponse(
-        generations=[_response_of(service, each) for each in page], nextCursor=cursor
-    )
+    page: list[GenerationResponse] = []
+    size_bytes = 0
+    for each in found[: asked.limit]:
+        shown = _response_of(service, each)
+        size_bytes += len(json_text(as_body(shown)).encode())
+        if page and size_bytes > MAX_PAGE_BYTES:
+            break
+        page.append(shown)
+    is_last = len(page) == len(found)
+    cursor = None if is_last else cursor_before(found[len(page) - 1].created_ms)
     # ``nextCursor`` is sent even when it is null.
-    return as_body(shown) | {"nextCursor": cursor}
+    return as_body(HistoryResponse(generations=page, nextCursor=cursor)) | {"nextCursor": cursor}
 
 
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:

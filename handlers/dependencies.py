@@ -20,6 +20,7 @@ from lib.errors import ModelUnavailable
 from lib.keys.verification import KeyVerifier
 from lib.ledger.ledger import Ledger
 from lib.ledger.table import Table
+from lib.limits import OrganisationLimit, read_limit, unpaid_limit
 from lib.observability import Telemetry
 from lib.picture.storage import Images, ObjectStore, public_url
 from lib.settings import Settings
@@ -52,6 +53,16 @@ class Dependencies:
         return KeyVerifier(self._secrets, self.settings.org_secret_prefix)
 
     @cached_property
+    def read_limit(self) -> OrganisationLimit:
+        """The limit on an organisation's reads."""
+        return read_limit()
+
+    @cached_property
+    def unpaid_limit(self) -> OrganisationLimit:
+        """The limit on an organisation's generate requests that buy nothing."""
+        return unpaid_limit()
+
+    @cached_property
     def ledger(self) -> Ledger:
         """The credits table."""
         return Ledger(Table(dynamodb(self.settings.aws_region), self.settings.credits_table))
@@ -79,12 +90,7 @@ class Dependencies:
         """The use case: reserve, generate, store, settle or refund."""
         from lib.generation import Generations  # noqa: PLC0415 - it loads the PNG encoder
 
-        return Generations(
-            self.ledger,
-            self.model,
-            self.images,
-            key_suffix=self.settings.image_key_suffix,
-        )
+        return Generations(self.ledger, self.model, self.images)
 
     @cached_property
     def jobs(self) -> "Jobs":

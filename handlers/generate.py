@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from handlers.authentication import authenticate
 from handlers.dependencies import Dependencies, dependencies
 from handlers.http import (
     RESPOND_ASYNC,
@@ -10,6 +11,7 @@ from handlers.http import (
     body_of,
     failure,
     header,
+    log_answer,
     prefers_async,
     request_id,
     success,
@@ -20,6 +22,7 @@ from lib.errors import RequestRejected, ServiceError, ServiceUnavailable
 from lib.generation import Accepted, Finished
 from lib.http.models import AcceptedResponse, GenerateResponse, as_body, parse_idempotency_key
 from lib.http.request import parse_generate_request
+from lib.keys.verification import VerifiedKey
 from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.observability import Observation
 
@@ -34,7 +37,9 @@ def handler(event: Event, context: "LambdaContext") -> Response:
     time_left_s = context.get_remaining_time_in_millis() / 1000
     deadline = Deadline(time_left_s - RESPONSE_TAKES_S)
     with dependencies().telemetry.observe(request_id(event)) as observation:
-        return respond(dependencies(), event, deadline, observation)
+        response = respond(dependencies(), event, deadline, observation)
+        log_answer(observation, event, response)
+        return response
 
 
 def respond(
@@ -42,18 +47,12 @@ def respond(
 ) -> Response:
     """The response to one request."""
     request = observation.request_id
-    count = observation.count_request
+    count = observation.count_job if prefers_async(event) else observation.count_request
     try:
-        order = _order(service, event)
-        if order.asynchronous:
-            count = observation.count_job
-            outcome = service.jobs.accept(order, deadline, observation)
-        else:
-            outcome = service.generations.generate(order, deadline, observation)
+        outcome = _outcome(service, event, deadline, observation)
     except ServiceError as error:
         if isinstance(error, RequestRejected):
             observation.count("Rejections")
-            observation.info("request rejected", code=error.code, status=error.status)
         else:
             count(error)
         if isinstance(error, ServiceUnavailable):
@@ -71,16 +70,40 @@ def respond(
     return _success(outcome, request)
 
 
-def _order(service: Dependencies, event: Event) -> Order:
-    """What is asked for, and by which organisation. Authentication comes before validation."""
-    organisation = service.key_verifier.organisation_of(header(event, "authorization"))
+def _outcome(
+    service: Dependencies, event: Event, deadline: Deadline, observation: Observation
+) -> Finished | Accepted:
+    """Authentication comes before validation. What buys nothing counts against a limit."""
+    key = authenticate(service, event, observation)
+    service.unpaid_limit.check(key.organisation)
+    try:
+        order = _order(service, event, key)
+        if order.asynchronous:
+            outcome = service.jobs.accept(order, deadline, observation)
+        else:
+            outcome = service.generations.generate(order, deadline, observation)
+    except RequestRejected:
+        service.unpaid_limit.count(key.organisation)
+        raise
+    if outcome.replayed:
+        service.unpaid_limit.count(key.organisation)
+    return outcome
+
+
+def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
+    """What is asked for.
+
+    Raises:
+        InvalidRequest, BodyTooLarge
+    """
     idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
     request = parse_generate_request(body_of(event))
     return Order(
-        organisation,
+        key.organisation,
         request.prompt,
         request.aspectRatio,
         idempotency_key,
+        key_id=key.id,
         asynchronous=service.jobs.has_queue and prefers_async(event),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lib.errors import BodyTooLarge, ServiceError
 from lib.http.models import MAX_BODY_BYTES, decode_base64
+from lib.observability import Observation
 
 __all__ = [
     "RESPOND_ASYNC",
@@ -14,6 +15,8 @@ __all__ = [
     "body_of",
     "failure",
     "header",
+    "json_text",
+    "log_answer",
     "origin",
     "prefers_async",
     "request_id",
@@ -26,6 +29,7 @@ Response = dict[str, Any]
 RESPOND_ASYNC = "respond-async"
 # Longer than any list of preferences in use. A longer one counts as none.
 MAX_PREFER_CHARACTERS = 1_024
+_PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def header(event: Event, name: str) -> str | None:
@@ -47,7 +51,10 @@ def request_id(event: Event) -> str:
 
 
 def origin(event: Event) -> str:
-    """How the client addressed this service, such as ``https://api.example.com``."""
+    """How the client addressed this service, such as ``https://api.example.com``.
+
+    API Gateway accepts no host name but its own; another gateway may pass on any.
+    """
     scheme = header(event, "x-forwarded-proto")
     host = str(event["requestContext"]["domainName"])
     return f"{'http' if scheme == 'http' else 'https'}://{host}"
@@ -88,15 +95,15 @@ def success(
     status: int, body: Mapping[str, object], request: str, headers: Mapping[str, str]
 ) -> Response:
     """A response with a JSON body."""
-    written = json.dumps(body, separators=(",", ":"))
+    written = json_text(body)
     return text(status, written, request, {"Content-Type": "application/json", **headers})
 
 
 def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Response:
-    """A response whose headers describe its body."""
+    """A response whose headers describe its body; it is private unless they say otherwise."""
     return {
         "statusCode": status,
-        "headers": {"X-Request-Id": request, **headers},
+        "headers": {"X-Request-Id": request, **_PRIVATE, **headers},
         "body": body,
         "isBase64Encoded": False,
     }
@@ -105,6 +112,22 @@ def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Re
 def failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
     """The response for an error."""
     return success(error.status, error.body(), request, {**error.headers(), **headers})
+
+
+def json_text(body: object) -> str:
+    """JSON without white space, and in UTF-8 as it is: an escape would triple an emoji's size."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def log_answer(observation: Observation, event: Event, response: Response) -> None:
+    """Logs the request's one line that tells how it was answered."""
+    code = response["headers"].get("X-Error-Code")
+    observation.info(
+        "answered",
+        route=event["routeKey"],
+        status=response["statusCode"],
+        **({} if code is None else {"code": code}),
+    )
 
 
 def _split(text: str, separator: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ def handler(event: Event, context: "LambdaContext") -> dict[str, list[dict[str, 
             try:
                 job = Job.from_message(record["body"])
                 jobs.work(job, deadline, observation, redelivered=_deliveries(record) > 1)
+                observation.info("job ended")
             except (LedgerUnreachable, UnreadableJob) as fault:
                 observation.count("JobsNotBegun")
                 observation.count_job(ServiceUnavailable())

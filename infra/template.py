@@ -23,6 +23,7 @@ __all__ = [
     "Route",
     "Template",
     "TemplateError",
+    "Throttle",
     "parse",
 ]
 
@@ -113,6 +114,14 @@ class Cors:
     max_age_s: int
 
 
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """A token bucket of the HTTP API: ``per_s`` requests a second, and ``burst`` at once."""
+
+    per_s: float
+    burst: int
+
+
 class Template:
     """A parsed SAM template; intrinsic functions are kept as data and never evaluated."""
 
@@ -137,9 +146,9 @@ class Template:
         )
 
     def literal(self, value: object) -> str | None:
-        """A value known without a deployment: text, or a parameter's default; else None."""
-        if isinstance(value, str):
-            return value
+        """A value known without a deployment: text, a number, a parameter's default; else None."""
+        if isinstance(value, str | int):
+            return str(value)
         name = value.get("Ref") if isinstance(value, Mapping) else None
         default = self._document.get("Parameters", {}).get(name, {}).get("Default")
         return None if default is None else str(default)
@@ -198,6 +207,26 @@ class Template:
             expose=tuple(name.lower() for name in configuration["ExposeHeaders"]),
             max_age_s=int(configuration["MaxAge"]),
         )
+
+    def throttles(self, resource: str = "HttpApi") -> dict[str | None, Throttle]:
+        """The throttles of the HTTP API ``resource``: of routes by key, and of all others by None.
+
+        A limit that refers to a parameter is the parameter's default.
+
+        Raises:
+            TemplateError: there is no such API, or it has no throttles.
+        """
+        properties = self._properties(resource, "AWS::Serverless::HttpApi")
+        if "DefaultRouteSettings" not in properties:
+            raise TemplateError(f"{resource} has no DefaultRouteSettings")
+        settings = {None: properties["DefaultRouteSettings"]} | properties.get("RouteSettings", {})
+        return {
+            route: Throttle(
+                float(self.literal(each["ThrottlingRateLimit"]) or 0),
+                int(self.literal(each["ThrottlingBurstLimit"]) or 0),
+            )
+            for route, each in settings.items()
+        }
 
     def _of_type(self, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for name, resource in self._document["Resources"].items():

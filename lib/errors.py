@@ -229,14 +229,15 @@ class RateLimited(_Later):
     code = "rate_limited"
     error = "Too many requests for this organisation"
 
-    def __init__(self, limit: int, retry_after_s: int) -> None:
+    def __init__(self, limit: int, retry_after_s: int, policy: str = "default") -> None:
         super().__init__(retry_after_s)
         self.limit = limit
+        self.policy = policy
 
     def headers(self) -> dict[str, str]:
         return super().headers() | {
-            "RateLimit": f'"default";r=0;t={self.retry_after_s}',
-            "RateLimit-Policy": f'"default";q={self.limit};w=60',
+            "RateLimit": f'"{self.policy}";r=0;t={self.retry_after_s}',
+            "RateLimit-Policy": f'"{self.policy}";q={self.limit};w=60',
         }
 
 

@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from lib.deadline import (
@@ -49,6 +50,8 @@ from lib.picture.png import to_png
 from lib.picture.storage import Images, KeyTaken, StorageUnreachable
 
 __all__ = ["Accepted", "Finished", "Generations", "ImageModel", "bugs_leave_it_open"]
+
+RANDOM_DIGITS = 39
 
 
 class ImageModel(Protocol):
@@ -87,8 +90,6 @@ class Generations:
         ledger: Ledger,
         model: ImageModel,
         images: Images,
-        *,
-        key_suffix: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
@@ -97,7 +98,6 @@ class Generations:
         self._endings = Endings(ledger, images, clock)
         self._reconciler = Reconciler(ledger, images, clock)
         self._replays = Replays(self._reconciler, clock)
-        self._key_suffix = key_suffix
         self._clock = clock
 
     def generate(
@@ -155,16 +155,18 @@ class Generations:
         An abandoned reservation under the key is never adopted: it is ended, and then a new one is
         made, unless its image turned out to be stored.
         """
-        image_key = self._image_key(order.organisation)
         for _ in range(2):
             try:
                 with observation.timed("LedgerMs"):
-                    generation = self._ledger.reserve(order, image_key, deadline)
+                    generation = self._ledger.reserve(
+                        order, partial(_image_key, order.organisation), deadline
+                    )
             except KeyInFlight as earlier:
                 replay = self._replay(earlier.generation, order, deadline, observation)
                 if replay is not None:
                     return replay
                 continue
+            observation.identify(generation=generation.id)
             if generation.status is Status.SETTLED:
                 observation.count("Replays")
                 return self._finished(generation, generation.duration_ms or 0, replayed=True)
@@ -265,12 +267,7 @@ class Generations:
     ) -> Finished:
         observation.count("Generations")
         observation.count("CreditsCharged", generation.credits)
-        observation.info(
-            "generation charged",
-            organisation=generation.organisation,
-            generation=generation.id,
-            duration_ms=duration_ms,
-        )
+        observation.identify(generation=generation.id, duration_ms=duration_ms)
         return self._finished(generation, duration_ms)
 
     def lost(self, generation: Generation, observation: Observation) -> ReservationLost:
@@ -298,9 +295,14 @@ class Generations:
     def _age_ms(self, generation: Generation) -> int:
         return max(0, round(self._clock() * 1000) - generation.created_ms)
 
-    def _image_key(self, organisation: str) -> Callable[[int], str]:
-        suffix = f"-{secrets.token_urlsafe(16)}" if self._key_suffix else ""
-        return lambda created_ms: f"generated/gemini/{organisation}/{created_ms:013d}{suffix}.png"
+
+def _image_key(organisation: str, created_ms: int) -> str:
+    """The key of a new image: sorted by time, and not to be guessed from the keys of others.
+
+    13 digits of time and 39 random ones, which are 129 bits from the operating system's generator.
+    """
+    name = f"{created_ms:013d}{secrets.randbelow(10**RANDOM_DIGITS):0{RANDOM_DIGITS}d}"
+    return f"generated/gemini/{organisation}/{name}.png"
 
 
 @contextlib.contextmanager

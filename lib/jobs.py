@@ -191,9 +191,10 @@ class Jobs:
         if generation is None or generation.status is not Status.RESERVED:
             observation.count("JobsAlreadyEnded")
             return
-        observation.info(
-            "job begun", organisation=generation.organisation, generation=generation.id
+        observation.identify(
+            organisation=generation.organisation, generation=generation.id, key=generation.key_id
         )
+        observation.info("job begun")
         if redelivered and self._ended_by_earlier_delivery(generation, deadline, observation):
             return
         try:

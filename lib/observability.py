@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,16 +67,20 @@ class Observation:
         self._service = service
         self._metrics = self._new_metrics()
         self._by_code: dict[str, int] = {}
+        self._identity: dict[str, object] = {}
+
+    def identify(self, **fields: object) -> None:
+        """Adds ``fields`` to every later line: whose request it is, and what it is about."""
+        self._identity |= fields
 
     def info(self, message: str, **fields: object) -> None:
         """Logs an expected event. ``fields`` become attributes of the log line."""
-        self._logger.info(message, extra={"request_id": self.request_id, **fields}, stacklevel=3)
+        self._logger.info(message, extra=self._extra(fields), stacklevel=3)
 
     def warning(self, message: str, fault: BaseException | None = None, **fields: object) -> None:
         """Logs an event that an operator may want to investigate, with the types of ``fault``."""
         described = {"fault": describe_fault(fault)} if fault else {}
-        extra = {"request_id": self.request_id, **described, **fields}
-        self._logger.warning(message, extra=extra, stacklevel=3)
+        self._logger.warning(message, extra=self._extra(described | fields), stacklevel=3)
 
     def count(self, name: str, value: int = 1) -> None:
         """Adds ``value`` to the count metric ``name``."""
@@ -128,6 +132,9 @@ class Observation:
             metrics.add_metric("FailuresByCode", MetricUnit.Count, value)
             self._write(metrics)
         self._by_code = {}
+
+    def _extra(self, fields: Mapping[str, object]) -> dict[str, object]:
+        return {"request_id": self.request_id, **self._identity, **fields}
 
     def _new_metrics(self) -> AmazonCloudWatchEMFProvider:
         return AmazonCloudWatchEMFProvider(namespace=self._namespace, service=self._service)

@@ -13,7 +13,6 @@ __all__ = ["DEFAULT_MODEL", "MissingSettingError", "Settings", "initialization_t
 DEFAULT_MODEL = "gemini-3.1-flash-lite-image"
 DEFAULT_SERVICE = "gemini-generate"
 DEFAULT_NAMESPACE = "GeminiGenerate"
-_TRUE = frozenset({"1", "true", "yes", "on"})
 
 
 class MissingSettingError(Exception):
@@ -30,10 +29,10 @@ class Settings:
     org_secret_prefix: str
     gemini_api_key_secret: str
     gemini_model: str = DEFAULT_MODEL
-    image_key_suffix: bool = False
     storage_endpoint_url: str | None = None
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
+    public_url: str | None = None
     aws_region: str | None = None
     service_name: str = DEFAULT_SERVICE
     metrics_namespace: str = DEFAULT_NAMESPACE
@@ -62,10 +61,10 @@ class Settings:
             org_secret_prefix=required("ORG_SECRET_PREFIX"),
             gemini_api_key_secret=required("GEMINI_API_KEY_SECRET"),
             gemini_model=optional("GEMINI_MODEL") or DEFAULT_MODEL,
-            image_key_suffix=environment.get("IMAGE_KEY_SUFFIX", "").strip().lower() in _TRUE,
             storage_endpoint_url=optional("STORAGE_ENDPOINT_URL"),
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
+            public_url=environment.get("PUBLIC_URL", "").strip().rstrip("/") or None,
             # Lambda sets AWS_REGION, but boto3 reads AWS_DEFAULT_REGION only.
             aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,

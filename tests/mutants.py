@@ -242,7 +242,7 @@ MUTANTS = (
     in_generation(
         "answer 200 for a generation that was refunded meanwhile",
         ENDINGS + "test_a_request_that_was_refunded_meanwhile_leaves_no_image[moto]",
-        "raise lost from fault",
+        "raise self.lost(generation, observation) from fault",
         'observation.count("Fenced")',
         after="except ReservationGone",
     ),
@@ -533,6 +533,12 @@ MUTANTS = (
         STILL_RESERVED,
         ANY_STATUS,
         after="def extend_lease(",
+    ),
+    in_ledger(
+        "make a job of any reservation that a message names",
+        "tests/test_safety.py::test_a_message_from_elsewhere_does_not_make_a_job_of_a_request",
+        'is_job = "asynchronous = :true"',
+        'is_job = "(asynchronous = :true OR attribute_not_exists(asynchronous))"',
     ),
     in_jobs(
         "work without checking the status",

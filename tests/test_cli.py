@@ -124,7 +124,8 @@ def document(exited: Exited) -> Any:
 def organisation_of(aws: EmbeddedAws, key: str) -> str | None:
     """The organisation that the key authenticates, or None."""
     try:
-        return KeyVerifier(aws.client("secretsmanager"), PREFIX).organisation_of(f"Bearer {key}")
+        verifier = KeyVerifier(aws.client("secretsmanager"), PREFIX)
+        return verifier.verify(f"Bearer {key}").organisation
     except Unauthorized:
         return None
 
@@ -211,6 +212,8 @@ def test_an_organisation_is_shown_with_what_is_left(run: Run, acme: str) -> None
         "imagesLeft": 19,
         "liveKeys": 1,
         "lastGeneration": None,
+        "refusedPrompts": 0,
+        "recentGenerations": 0,
     }
 
 
@@ -237,6 +240,21 @@ def test_a_limit_is_shown_with_who_set_it(run: Run, acme: str) -> None:
         run(f"org show {acme}").out,
         re.MULTILINE,
     )
+
+
+def test_refused_prompts_are_counted_among_the_last_generations(
+    run: Run, funded: str, ledger: Ledger
+) -> None:
+    made = [reserve(ledger, funded, f"prompt {each}") for each in range(4)]
+    ledger.settle(made[0], 1500, Deadline(10))
+    for refused in made[1:3]:
+        ledger.refund(refused, "content_rejected", Deadline(10))
+    ledger.refund(made[3], "model_overloaded", Deadline(10))
+
+    shown = document(run(f"org show {funded} --json"))
+
+    assert (shown["refusedPrompts"], shown["recentGenerations"]) == (2, 4)
+    assert "2 of the last 4 generations" in run(f"org show {funded}").out
 
 
 # Keys
@@ -653,7 +671,11 @@ def test_a_bug_is_reported_without_quoting_data(run: Run, monkeypatch: pytest.Mo
 
 def reserve(ledger: Ledger, organisation: str, prompt: str, lease_s: int = 59) -> Generation:
     order = Order(
-        organisation, prompt, AspectRatio.LANDSCAPE_16_9, idempotency_key=f"key of {prompt}"[:20]
+        organisation,
+        prompt,
+        AspectRatio.LANDSCAPE_16_9,
+        idempotency_key=f"key of {prompt}"[:20],
+        key_id="key_3fZk0W9xQvTb",
     )
     return ledger.reserve(
         order, lambda ms: f"generated/gemini/{organisation}/{ms}.png", Deadline(10), lease_s
@@ -704,16 +726,20 @@ def test_everything_that_is_stored_about_a_generation_is_shown(
         "failureCode": None,
         "asynchronous": False,
         "idempotencyKey": "key of a red fox",
+        "keyId": "key_3fZk0W9xQvTb",
         "refundedAt": None,
         "dueAt": None,
     }
-    assert "a red fox" in run(f"generations show {funded} {made.id}").out
+    for line in (f"show {funded} {made.id}", f"list {funded}"):
+        text = run(f"generations {line}").out
+        assert "a red fox" in text
+        assert "key_3fZk0W9xQvTb" in text
 
 
 def test_a_prompt_cannot_control_the_operators_terminal(
     run: Run, funded: str, ledger: Ledger
 ) -> None:
-    prompt = "a fox\x1b[2J\x9b1m\u202e [red]\nnext " + "long " * 50
+    prompt = "a fox\x1b[2J\x9b1m\u202e [red]\u0489\nnext " + "long " * 50
     made = reserve(ledger, funded, prompt)
 
     listed, shown = (
@@ -722,11 +748,38 @@ def test_a_prompt_cannot_control_the_operators_terminal(
     )
 
     for each in (listed, shown):
-        assert "a fox\\x1b[2J\\x9b1m\\u202e [red]\\nnext long" in each.out
-        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", each.out)
+        assert "a fox\\x1b[2J\\x9b1m\\u202e [red]\\u0489\\nnext long" in each.out
+        assert not UNSAFE.search(each.out)
     assert max(map(len, listed.out.splitlines())) < 140
     (raw,) = document(run(f"generations list {funded} --json"))["generations"]
     assert raw["prompt"] == prompt
+
+
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u0300-\u036f\u0489\u202e]")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_keys_of_rows_cannot_control_the_operators_terminal(
+    aws: EmbeddedAws, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws.create_table("hostile", TEMPLATE)
+    monkeypatch.setenv("CREDITS_TABLE", "hostile")
+    name = "e\u0301vil\x1b[2J\u202e"
+    key = {"pk": {"S": f"ORG#{name}"}, "sk": {"S": "GEN#1700000000000"}}
+    due = {"dueShard": {"S": "0"}, "dueAt": {"N": "1"}}
+    table = aws.client("dynamodb")
+    table.put_item(TableName="hostile", Item={**key, **due})
+    table.put_item(
+        TableName="hostile", Item={**key, "sk": {"S": "ACCOUNT"}, "credits": {"N": "-5"}}
+    )
+
+    reconciled, listed = run("reconcile"), run("org list")
+    table.delete_item(TableName="hostile", Key=key)
+    audited = run("audit")
+
+    for each in (reconciled, listed, audited):
+        assert "e\\u0301vil\\x1b[2J\\u202e" in each.out + each.err
+        assert not UNSAFE.search(each.out + each.err)
 
 
 # Reconciling

@@ -34,7 +34,7 @@ OUTPUTS: Mapping[str, Any] = TEMPLATE["Outputs"]
 TABLE: Mapping[str, Any] = RESOURCES["CreditsTable"]["Properties"]
 OPERATOR = ".venv/bin/gemini-generate"
 STACK = "gemini-generate"
-SHELL = {"cat", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
+SHELL = {"cat", "date", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
 
 
 def commands_of(*program: str) -> list[ShellCommand]:

@@ -210,7 +210,6 @@ WITH_ROUTES = {each.name for each in FUNCTIONS if each.routes}
 # The functions of which a new value publishes a version.
 PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the model": ({"GeminiModel": "another-model"}, ALL),
-    "the suffix": ({"ImageKeySuffix": "true"}, ALL),
     "the images' domain": (
         {"ImageDomainName": "images.example", "ImageCertificateArn": CERTIFICATE},
         ALL,
@@ -225,7 +224,7 @@ PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     ),
     "the API's domain": (
         {"ApiDomainName": "api.example", "ApiCertificateArn": CERTIFICATE},
-        set(),
+        ALL,
     ),
     "the rate": ({"ThrottleRate": "50"}, set()),
     "the burst": ({"ThrottleBurst": "50"}, set()),

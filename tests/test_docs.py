@@ -10,14 +10,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import handlers.account
+from handlers.dependencies import Dependencies
+from infra.local.functions import LambdaContext
 from infra.local.stack import LocalStack
 from lib.errors import ServiceError
 from lib.http.openapi import openapi
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.provenance import DIGITAL_SOURCE_TYPE
+from lib.settings import Settings
 from tests.customer import Reply, fetch
 
 RUN_S = 60
@@ -162,9 +167,31 @@ def test_it_offers_the_ten_ratios_drawn_to_scale(page: str) -> None:
         assert drawn == pytest.approx(AspectRatio(ratio).width_over_height, rel=0.02)
 
 
-def test_a_script_in_the_host_header_is_escaped(stack: LocalStack) -> None:
-    page = fetch(f"{stack.url}/", headers={"Host": "a<script>alert(1)</script>"}).body.decode()
-    assert "<script>alert" not in page
+@pytest.mark.parametrize("path", ["/", "/openapi.json"])
+def test_the_host_header_decides_nothing(stack: LocalStack, path: str) -> None:
+    """Otherwise a cache, or a link to another host name, would send customers' keys elsewhere."""
+    headers = {"Host": "evil.example", "X-Forwarded-Proto": "http"}
+    answer = fetch(stack.url + path, headers=headers)
+    assert b"evil" not in answer.body
+    assert answer.body == fetch(stack.url + path).body
+    assert stack.url in answer.body.decode()
+
+
+def test_without_a_public_url_the_gateways_name_for_the_api_is_used_and_escaped() -> None:
+    request = {"requestId": "a-request", "domainName": 'api.example"<script>alert(1)</script>'}
+    event = {"routeKey": "GET /", "headers": {}, "requestContext": request}
+    context: Any = LambdaContext("AccountFunction", "512", 10)
+    service = Dependencies(Settings("table", "bucket", "https://images.example", "orgs/", "key"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handlers.account, "dependencies", lambda: service)
+        body = handlers.account.handler(event, context)["body"]
+    assert "https://api.example&quot;&lt;script&gt;" in body
+    assert "<script>alert" not in body
+
+
+def test_browsers_are_to_use_https_from_then_on(stack: LocalStack) -> None:
+    answer = fetch(stack.url + "/")
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
 
 
 def examples(page: str) -> dict[str, str]:

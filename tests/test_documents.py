@@ -41,6 +41,13 @@ def test_the_files_that_it_names_exist(name: str) -> None:
 
 
 @every_document
+def test_the_tests_that_it_names_exist(name: str) -> None:
+    for file, test in re.findall(r"`(tests/\w+\.py)::(test_\w+)`", DOCUMENTS[name].text):
+        code = (PROJECT_ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {test}\(", code, re.MULTILINE), f"{file}::{test}"
+
+
+@every_document
 def test_what_it_links_to_exists(name: str) -> None:
     for link in DOCUMENTS[name].links:
         if link.startswith("https://"):

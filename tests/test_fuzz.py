@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from handlers.dependencies import dependencies
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
 from lib.deadline import Deadline
 from lib.ledger.accounts import Accounts
 from lib.ledger.table import Table
+from lib.limits import OrganisationLimit, TokenBuckets
 from tests.reporting import tally
 
 pytestmark = pytest.mark.real
@@ -29,7 +31,10 @@ CONFIGURATION = PROJECT_ROOT / "infra" / "verify" / "schemathesis.toml"
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
-    with LocalStack(latency_s=0) as running:
+    with LocalStack(latency_s=0, throttled=False) as running:
+        # It asks faster than any customer may, and is to get further than a 429.
+        unlimited = OrganisationLimit("fuzzed", TokenBuckets(ENOUGH_CREDITS, ENOUGH_CREDITS))
+        dependencies().read_limit = dependencies().unpaid_limit = unlimited
         yield running
 
 

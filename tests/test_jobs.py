@@ -126,7 +126,8 @@ def test_the_image_appears_at_the_url_of_the_202(customer: Customer) -> None:
 
     body = accepted.json()
     path = urlsplit(body["imageUrl"]).path
-    assert path == f"/images/generated/gemini/{customer.organisation}/{body['id']}.png"
+    name = rf"/images/generated/gemini/{customer.organisation}/{body['id']}\d{{39}}\.png"
+    assert re.fullmatch(name, path)
     assert before_ms <= int(body["id"]) <= time.time() * 1000
     created_at = datetime.fromisoformat(ended.pop("createdAt"))
     assert round(created_at.timestamp() * 1000) == int(body["id"])

@@ -100,7 +100,7 @@ def test_an_image_costs_five_credits_and_is_a_png_of_the_requested_shape(
     assert (body["mimeType"], body["creditsCharged"]) == ("image/png", 5)
     assert isinstance(body["durationMs"], int)
     prefix = f"{stack.url}/images/generated/gemini/{customer.organisation}/"
-    assert re.fullmatch(rf"{prefix}\d{{13}}\.png", body["imageUrl"])
+    assert re.fullmatch(rf"{prefix}\d{{52}}\.png", body["imageUrl"])
     assert answer.headers["x-credits-charged"] == "5"
     assert_picture(body["imageUrl"], "16:9")
     assert customer.balance() == 95

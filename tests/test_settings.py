@@ -20,19 +20,12 @@ def test_optional_settings_have_defaults() -> None:
     assert settings.image_base_url == "https://images.example"
     assert settings.gemini_model == DEFAULT_MODEL == "gemini-3.1-flash-lite-image"
     assert settings.storage_endpoint_url is None
-    assert settings.image_key_suffix is False
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
 def test_a_missing_variable_is_named(name: str) -> None:
     with pytest.raises(MissingSettingError, match=name):
         Settings.from_environment({**ENVIRONMENT, name: " "})
-
-
-@pytest.mark.parametrize(("written", "meant"), [("true", True), ("1", True), ("false", False)])
-def test_the_image_key_suffix_is_a_boolean(written: str, *, meant: bool) -> None:
-    settings = Settings.from_environment({**ENVIRONMENT, "IMAGE_KEY_SUFFIX": written})
-    assert settings.image_key_suffix is meant
 
 
 def test_a_lease_outlives_the_function_by_thirty_seconds() -> None:

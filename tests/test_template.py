@@ -172,6 +172,32 @@ def test_browsers_anywhere_may_call_and_read_the_headers_of_the_contract() -> No
     assert {"x-request-id", "x-error-code", "x-credits-charged", "retry-after"} <= set(cors.expose)
 
 
+def test_the_routes_without_a_key_have_throttles_of_their_own(in_s3: Variant) -> None:
+    """A stranger uses up these, and not the limit of the customers."""
+    (properties,) = properties_of(in_s3, "AWS::Serverless::HttpApi").values()
+    open_routes = {"GET /", "GET /openapi.json", "GET /healthz", "$default"}
+    throttles = TEMPLATE.throttles()
+
+    assert set(properties["RouteSettings"]) == open_routes
+    assert set(throttles) == open_routes | {None}
+    assert open_routes < {route.key for each in FUNCTIONS.values() for route in each.routes}
+    for route in open_routes:
+        assert 0 < throttles[route].per_s <= throttles[None].per_s / 10
+        assert 0 < throttles[route].burst <= throttles[None].burst / 10
+
+
+@pytest.mark.parametrize("domain", ["", "api.example"])
+def test_a_domain_closes_the_way_around_it_and_is_the_public_url(domain: str) -> None:
+    variant = Variant(DOCUMENT, {"ApiDomainName": domain, "ApiCertificateArn": "arn:aws:acm:::two"})
+    (api,) = properties_of(variant, "AWS::Serverless::HttpApi").values()
+    functions = properties_of(variant, "AWS::Serverless::Function").values()
+
+    assert api["DisableExecuteApiEndpoint"] is bool(domain)
+    for function in functions:
+        public_url = function["Environment"]["Variables"]["PUBLIC_URL"]
+        assert public_url == (f"https://{domain}" if domain else "")
+
+
 # Every combination of parameters
 
 

@@ -42,7 +42,7 @@ OWN_CPU_TARGET_MS = 16.0
 WARM_UP = 3
 PNG = "encode the PNG"
 STEPS: tuple[tuple[str, object, str], ...] = (
-    ("verify the key", KeyVerifier, "organisation_of"),
+    ("verify the key", KeyVerifier, "verify"),
     ("reserve", Ledger, "reserve"),
     ("call the model", Gemini, "generate"),
     (PNG, generation, "to_png"),

@@ -14,6 +14,7 @@ from infra.cli import audit, doctor, generations, keys, logs, org, reconcile, re
 from infra.cli import credits as credits_
 from infra.cli.errors import CommandFailed, explain, explain_aws
 from infra.cli.options import shared
+from infra.cli.output import escaped
 from lib.keys.key_ring import KeyRingError
 from lib.ledger.accounts import GrantRejectedError
 from lib.ledger.table import LedgerUnreachable
@@ -76,7 +77,7 @@ def run(program: str, argv: Sequence[str]) -> int:
         sentence = f"this is a bug in {program}; report it with {describe_fault(fault)[0]}"
     else:
         return 0
-    print(f"error: {sentence}.", file=sys.stderr)
+    print(f"error: {escaped(sentence)}.", file=sys.stderr)
     return 1
 
 
@@ -84,5 +85,5 @@ def _usage_error(program: str, misuse: TyperException) -> int:
     context: typer.Context | None = getattr(misuse, "ctx", None)
     path = context.command_path if context else program
     message = misuse.format_message().rstrip(".")
-    print(f"error: {message}; see `{path} --help`.", file=sys.stderr)
+    print(f"error: {escaped(message)}; see `{path} --help`.", file=sys.stderr)
     return misuse.exit_code

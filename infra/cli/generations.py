@@ -18,7 +18,7 @@ app = typer.Typer(help="Show generations and their outcomes.")
 PROMPT_CHARACTERS = 60
 _FIELDS = (
     "id, status, createdAt, aspectRatio, prompt, credits, imageKey, imageUrl, durationMs, "
-    "failureCode, asynchronous, idempotencyKey, settledAt, refundedAt, dueAt; "
+    "failureCode, asynchronous, idempotencyKey, keyId, settledAt, refundedAt, dueAt; "
     "null where it does not apply"
 )
 
@@ -47,6 +47,7 @@ def list_(
         Column("WHEN", "createdAt"),
         Column("STATUS", _status),
         Column("RATIO", "aspectRatio", right=True),
+        Column("KEY", "keyId"),
         Column("MS", "durationMs", right=True),
         Column("PROMPT", lambda row: _shortened(str(row["prompt"]))),
     ]
@@ -80,10 +81,11 @@ def show(session: Session, organisation: Organisation, generation_id: Generation
         "Aspect ratio": row["aspectRatio"],
         "Image": row["imageUrl"] or row["imageKey"],
         "Idempotency key": row["idempotencyKey"],
+        "API key": row["keyId"],
         "Asynchronous": "yes" if found.asynchronous else "no",
         "Prompt": row["prompt"],
     }
-    known = {name: escaped(str(value)) for name, value in facts.items() if value is not None}
+    known = {name: str(value) for name, value in facts.items() if value is not None}
     session.output.details({"organisation": organisation, **row}, known)
 
 
@@ -110,6 +112,7 @@ def _document(session: Session, generation: Generation) -> Row:
         "failureCode": generation.failure_code,
         "asynchronous": generation.asynchronous,
         "idempotencyKey": generation.idempotency_key,
+        "keyId": generation.key_id,
         "settledAt": timestamp(generation.settled_at),
         "refundedAt": timestamp(generation.refunded_at),
         "dueAt": timestamp(generation.due_at),

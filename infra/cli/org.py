@@ -18,6 +18,7 @@ from infra.cli.options import (
 from infra.cli.output import Column, Row, escaped, timestamp
 from infra.cli.session import CALL_WITHIN_S, SCAN_WITHIN_S, Command, Session
 from lib.deadline import Deadline
+from lib.errors import ContentRejected
 from lib.keys.key_ring import UnknownOrganisation
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
@@ -25,6 +26,8 @@ from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
 __all__ = ["app"]
 
 app = typer.Typer(help="Create, list, limit and suspend organisations.")
+# How many generations the count of refused prompts covers.
+RECENT = 100
 _FIELDS = "organisation, credits, requestsPerMinute, suspendedAt or null"
 
 
@@ -87,15 +90,18 @@ def list_(session: Session, limit: OptionalLimit = None) -> None:
     "show",
     cls=Command,
     epilog=f"--json: {_FIELDS}, suspension: its reason, suspendedBy, rateLimitBy, imagesLeft, "
-    "liveKeys, lastGeneration: {id, status, createdAt}; null where it does not apply",
+    "liveKeys, lastGeneration: {id, status, createdAt}, refusedPrompts: how many of the last "
+    "recentGenerations were refused as a content policy violation; null where it does not apply",
 )
 def show(session: Session, organisation: Organisation) -> None:
-    """Show an organisation's credits, rate limit, live keys and last generation.
+    """Show an organisation's credits, limit, live keys, last generation and refused prompts.
 
     The limit and a suspension are shown with the operator who set them.
     """
     account = session.account(organisation)
-    last = session.ledger.history(organisation, 1, None, Deadline(CALL_WITHIN_S))
+    recent = session.ledger.history(organisation, RECENT, None, Deadline(CALL_WITHIN_S))
+    last = recent[0] if recent else None
+    refused = sum(each.failure_code == ContentRejected.code for each in recent)
     document = {
         **_document(organisation, account),
         "suspension": account.suspension,
@@ -103,7 +109,9 @@ def show(session: Session, organisation: Organisation) -> None:
         "rateLimitBy": account.rate_limit_by,
         "imagesLeft": max(0, account.credits) // CREDITS_PER_IMAGE,
         "liveKeys": _live_keys(session, organisation),
-        "lastGeneration": summary(last[0]) if last else None,
+        "lastGeneration": summary(last) if last else None,
+        "refusedPrompts": refused,
+        "recentGenerations": len(recent),
     }
     facts = {
         "Organisation": organisation,
@@ -111,7 +119,8 @@ def show(session: Session, organisation: Organisation) -> None:
         "Limit": f"{account.rate_limit} requests per minute{_by(account.rate_limit_by)}",
         "Suspended": _suspension(account),
         "Live keys": str(document["liveKeys"]),
-        "Last generation": f"{last[0].id}, {last[0].status}" if last else "none yet",
+        "Last generation": f"{last.id}, {last.status}" if last else "none yet",
+        "Refused prompts": f"{refused} of the last {len(recent)} generations",
     }
     session.output.details(document, facts)
 

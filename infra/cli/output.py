@@ -8,6 +8,7 @@ progress indicator, a file or a pipe plain text.
 import csv
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +42,7 @@ class Column:
 
     def text(self, row: Row) -> str:
         """The cell of ``row``; None is shown as nothing."""
-        if callable(self.cell):
-            return self.cell(row)
-        value = row[self.cell]
+        value = self.cell(row) if callable(self.cell) else row[self.cell]
         return "" if value is None else escaped(str(value))
 
 
@@ -55,13 +54,16 @@ def timestamp(epoch_s: float | None) -> str | None:
 
 
 def escaped(text: str) -> str:
-    """``text`` with its unprintable characters escaped.
+    """``text`` with its unprintable characters and its combining marks escaped.
 
-    A customer's prompt must not control the operator's terminal.
+    A customer's prompt must not control the operator's terminal, and marks by the hundred would
+    cover the lines around them.
     """
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
+    return "".join(each if _is_harmless(each) else ascii(each)[1:-1] for each in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() and not unicodedata.category(character).startswith("M")
 
 
 class Output:
@@ -78,7 +80,7 @@ class Output:
     def result(self, document: Row, *lines: str) -> None:
         """One object: ``document`` for scripts, ``lines`` for people."""
         named = {"target": self._target, **document}
-        for line in [json.dumps(named, indent=2)] if self.as_json else lines:
+        for line in [json.dumps(named, indent=2)] if self.as_json else map(escaped, lines):
             self._line(line)
 
     def details(self, document: Row, facts: Mapping[str, str]) -> None:
@@ -122,12 +124,12 @@ class Output:
             return
         for row in rows:
             for line in lines(row):
-                self._line(line)
+                self._line(escaped(line))
 
     def note(self, sentence: str) -> None:
         """A remark to the operator that is not part of the result."""
         sys.stdout.flush()
-        print(sentence + ".", file=sys.stderr, flush=True)
+        print(escaped(sentence) + ".", file=sys.stderr, flush=True)
 
     def confirm(self, action: str, *, yes: bool) -> None:
         """Asks before an action that cannot be undone.
@@ -143,7 +145,7 @@ class Output:
                 f'nothing was done, because there is no terminal to confirm "{question}"; '
                 "pass --yes to confirm"
             )
-        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        print(f"{escaped(question)} [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline(100).strip().lower() not in {"y", "yes"}:
             raise CommandFailed("nothing was done; repeat the command and answer y to confirm")
 

@@ -25,11 +25,13 @@ from lib.http.models import (
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
     MAX_PAGE,
+    MAX_PAGE_BYTES,
     MAX_PROMPT_CHARACTERS,
 )
 from lib.http.openapi import openapi
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import DEFAULT_RATE_LIMIT
+from lib.limits import READS_AT_ONCE, READS_PER_S, UNPAID_AT_ONCE, UNPAID_PER_S
 from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["JOB_REFUNDED_WITHIN_MIN", "PATH", "main", "reference"]
@@ -110,19 +112,28 @@ RATE_LIMITS = f"""\
 An organisation may start {DEFAULT_RATE_LIMIT} generations per clock minute by default; the operator
 can change that. An asynchronous generation counts when it is accepted. A request that is refused
 before the reservation does not count. A failure that isn't the prompt's gives its place back if it
-is refunded in the same minute; `content_rejected` and `no_image` count. Reads are not limited. A
-request over the limit is a 429 with `Retry-After`, `RateLimit` (`"default";r=0;t=30`: none left for
-30 seconds) and `RateLimit-Policy` (`"default";q=60;w=60`: 60 in 60 seconds)."""
+is refunded in the same minute; `content_rejected` and `no_image` count. A request over the limit is
+a 429 with `Retry-After`, `RateLimit` (`"default";r=0;t=30`: none left for 30 seconds) and
+`RateLimit-Policy` (`"default";q=60;w=60`: 60 in 60 seconds).
+
+What costs nothing has limits of its own, which each process of the service keeps: {READS_PER_S}
+reads a second after the first {READS_AT_ONCE} (`"reads"`), and {UNPAID_PER_S} generate requests a
+second that are refused or replayed, after the first {UNPAID_AT_ONCE} (`"unpaid"`). Until the second
+is over, every generate request is then a 429."""
 
 PAGINATION = """\
 Pass `nextCursor` unchanged as `cursor` to get the next page; it is `null` on the last. New
-generations appear before the first page, so paging neither skips nor repeats any."""
+generations appear before the first page, so paging neither skips nor repeats any. A page may hold
+fewer than `limit` generations and not be the last."""
 
 LIMITS = (
     ("prompt", f"{MAX_PROMPT_CHARACTERS:,} characters"),
     ("request body", f"{MAX_BODY_BYTES // 1024} KiB"),
     ("`Idempotency-Key`", f"1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters"),
-    ("page of the history", f"1 to {MAX_PAGE} generations; {DEFAULT_PAGE} by default"),
+    (
+        "page of the history",
+        f"1 to {MAX_PAGE} generations, {DEFAULT_PAGE} by default; {MAX_PAGE_BYTES // 1024} KiB",
+    ),
     ("time to a response", f"{FUNCTION_TIMEOUT_S} seconds"),
     (
         "time to a refund",

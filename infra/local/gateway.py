@@ -5,19 +5,23 @@ It turns a request into an event of payload format 2.0 and the handler's result 
 The bodies of its own errors, the 30 s timeout, the 10 MB body and the 10,240 bytes of headers are
 the documented quotas. It also serves the stored images under ``/images/``, as the CDN does in
 production.
+
+It throttles as the template says. Routes without a throttle of their own share one, which is the
+strictest reading of API Gateway's documentation.
 """
 
 import base64
 import binascii
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, unquote
 
 from infra.local.functions import ACCOUNT_ID, FunctionCrashed, FunctionTimedOut, LocalFunction
 from infra.local.http_server import Request, Response, json_response
-from infra.template import DEFAULT_ROUTE, Cors, Route
+from infra.template import DEFAULT_ROUTE, Cors, Route, Throttle
+from lib.limits import TokenBuckets
 
 __all__ = ["GIVE_UP_S", "IMAGES_PATH", "Gateway", "ImageSource"]
 
@@ -46,6 +50,7 @@ class Gateway:
         routes: Sequence[tuple[Route, LocalFunction]],
         cors: Cors | None = None,
         images: ImageSource | None = None,
+        throttles: Mapping[str | None, Throttle] | None = None,
         log: Callable[[str], None] = lambda _line: None,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
@@ -54,6 +59,10 @@ class Gateway:
         self._routes = sorted(routes, key=lambda pair: "{" in pair[0].path)
         self._cors = cors
         self._images = images
+        self._throttles = {
+            route: TokenBuckets(each.per_s, each.burst, time.monotonic)
+            for route, each in (throttles or {}).items()
+        }
         self._log = log
         self._give_up_s = give_up_s
 
@@ -90,6 +99,9 @@ class Gateway:
         if found is None:
             return json_response(404, "Not Found")
         route, function, parameters = found
+        throttle = self._throttles.get(route.key) or self._throttles.get(None)
+        if throttle is not None and not throttle.take(""):
+            return json_response(429, "Too Many Requests")
         event = _event(request, route, path, query, request_id)
         if parameters:
             event["pathParameters"] = parameters

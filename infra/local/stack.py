@@ -72,12 +72,13 @@ class LocalStack(Runs):
         template: Template | None = None,
         aws: EmbeddedAws | None = None,
         handlers: Callable[[Function], Handler] | None = None,
+        throttled: bool = True,
     ) -> None:
         """Listens on ``port`` (0: any), or on the port that ``server`` has taken already.
 
         The stand-in responds after ``latency_s``; with ``gemini_api_key`` Google is called instead.
         ``log`` gets one line per request. ``handlers`` runs the functions outside this process; it
-        is called once ``os.environ`` holds their environment.
+        is called once ``os.environ`` holds their environment. ``throttled`` as the deployed API is.
 
         Raises:
             OSError: the port is taken or not allowed.
@@ -87,6 +88,7 @@ class LocalStack(Runs):
         self._gemini_api_key = gemini_api_key
         self._log = log
         self._handlers = handlers
+        self._throttled = throttled
         self._schedules: list[Schedule] = []
         self._sources: list[EventSource] = []
         self._functions: dict[str, LocalFunction] = {}
@@ -189,6 +191,7 @@ class LocalStack(Runs):
             ],
             cors=self._template.cors(),
             images=_image_source(self.aws.client("s3"), self.bucket),
+            throttles=self._template.throttles() if self._throttled else None,
             log=self._log,
         )
         self.api_key = self.open_account(self.organisation, FIRST_CREDITS)
@@ -210,6 +213,7 @@ class LocalStack(Runs):
             "IMAGE_BASE_URL": self.url + IMAGES_PATH.rstrip("/"),
             "GEMINI_API_KEY_SECRET": "gemini-api-key",
             "JOBS_QUEUE_URL": queues.get("JobsQueue", ""),
+            "PUBLIC_URL": self.url,
             "POWERTOOLS_SERVICE_NAME": "gemini-generate",
         }
         variables: dict[str, str] = {}

@@ -28,6 +28,7 @@ from lib.http.models import (
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
     MAX_PAGE,
+    MAX_PAGE_BYTES,
     AcceptedResponse,
     CreditsResponse,
     ErrorResponse,
@@ -44,12 +45,14 @@ from lib.http.models import (
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.http.spec import Operation, ResponseSpec, error_response
 from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.limits import READS_PER_S
 
 __all__ = ["EXAMPLE_REQUEST", "OPERATIONS"]
 
 _PROMPT = "A log cabin by a frozen mountain lake at dusk"
-_IMAGE_URL = "https://images.example.com/generated/gemini/acme/1795390356254.png"
 _ID = "1795390356254"
+_RANDOM_DIGITS = "710884915720436195283307416920557814032"
+_IMAGE_URL = f"https://images.example.com/generated/gemini/acme/{_ID}{_RANDOM_DIGITS}.png"
 _SETTLED = {
     "id": _ID,
     "status": "settled",
@@ -99,6 +102,11 @@ _CHARGED = "X-Credits-Charged"
 _UNAUTHORIZED = (
     "The API key is missing, malformed, unknown, revoked or expired",
     (Unauthorized(),),
+    ErrorResponse,
+)
+_TOO_MANY_READS = (
+    "Too many reads by this organisation",
+    (RateLimited(READS_PER_S * 60, 1, "reads"),),
     ErrorResponse,
 )
 _UNAVAILABLE = ("A dependency did not respond; retry", (ServiceUnavailable(),), FailureResponse)
@@ -239,6 +247,7 @@ _CREDITS = Operation(
             {"balance": {"credits": 95, "creditsPerImage": CREDITS_PER_IMAGE}},
         ),
         error_response(*_UNAUTHORIZED),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )
@@ -248,7 +257,10 @@ _HISTORY = Operation(
     path="/api/v1/generations",
     name="listGenerations",
     summary="List generations",
-    description="Lists the organisation's generations, newest first, one page at a time.",
+    description=(
+        "Lists the organisation's generations, newest first, one page at a time. Long prompts make "
+        f"a page end at {MAX_PAGE_BYTES // 1024} KiB: `nextCursor` continues it."
+    ),
     parameters=(
         {
             "name": "limit",
@@ -286,6 +298,7 @@ _HISTORY = Operation(
             ErrorResponse,
         ),
         error_response(*_UNAUTHORIZED),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )
@@ -325,6 +338,7 @@ _GENERATION = Operation(
         error_response(
             "The organisation has no generation with this id", (NotFound(),), ErrorResponse
         ),
+        error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
     ),
 )

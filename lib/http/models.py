@@ -21,6 +21,7 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_IDEMPOTENCY_KEY_CHARACTERS",
     "MAX_PAGE",
+    "MAX_PAGE_BYTES",
     "MAX_PROMPT_CHARACTERS",
     "AcceptedResponse",
     "CreditsResponse",
@@ -45,6 +46,8 @@ MAX_PROMPT_CHARACTERS = 4_000
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 DEFAULT_PAGE = 20
 MAX_PAGE = 100
+# A longest generation has 16 KB of prompt, or 24 KB of escapes: a page holds at least ten.
+MAX_PAGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,11 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
         {"type": "string", "enum": ["0", str(CREDITS_PER_IMAGE)]},
     ),
     "Retry-After": ("Seconds to wait before retrying", {"type": "string", "pattern": r"^\d+$"}),
-    "RateLimit": ("Generations remaining in the current minute", {"type": "string"}),
-    "RateLimit-Policy": ("Generations allowed per minute", {"type": "string"}),
+    "RateLimit": ("Requests that are left, and seconds until more are", {"type": "string"}),
+    "RateLimit-Policy": (
+        "The limit that was reached, and what it allows in 60 seconds",
+        {"type": "string"},
+    ),
     "WWW-Authenticate": (
         "The authentication scheme to use",
         {"type": "string", "enum": ["Bearer"]},

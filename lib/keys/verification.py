@@ -30,7 +30,14 @@ from lib.keys.records import (
 if TYPE_CHECKING:  # the stubs are a development dependency and are not deployed
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-__all__ = ["CACHE_S", "MAX_CACHED_ORGANISATIONS", "NEW_KEY_S", "KeyVerifier"]
+__all__ = [
+    "CACHE_S",
+    "MAX_CACHED_ORGANISATIONS",
+    "NEW_KEY_S",
+    "DeadKey",
+    "KeyVerifier",
+    "VerifiedKey",
+]
 
 CACHE_S = 60.0
 """How long an organisation's keys are cached."""
@@ -45,25 +52,44 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedKey:
+    """A live key: whose it is, and its id in the operator's key ring."""
+
+    organisation: str
+    id: str
+
+
+class DeadKey(Unauthorized):
+    """The key was valid once: it is revoked or expired. To the customer it is like any other."""
+
+    def __init__(self, organisation: str, key_id: str) -> None:
+        super().__init__(self.code)
+        self.organisation = organisation
+        self.key_id = key_id
+
+
+@dataclass(frozen=True, slots=True)
 class _CacheEntry:
     """An organisation's keys, read at ``read_at_s`` (epoch seconds).
 
-    ``records`` is None if the organisation does not exist.
+    An organisation that does not exist has none.
     """
 
     read_at_s: float
-    records: Sequence[KeyRecord] | None
+    records: Sequence[KeyRecord]
 
 
 class KeyVerifier:
     """Finds the organisation of a request by its API key. Thread-safe.
 
-    Each process caches an organisation's keys for 60 s, including that it has none:
+    Each process caches an organisation's keys for 60 s, including that it has none. An organisation
+    that does not exist is treated as one without keys, so that the time of a response does not tell
+    which exist:
 
     - a revoked key is rejected within 60 s, an expired one immediately;
     - a new key works within 5 s: a key that is not in the cache triggers a lookup if the cached
       keys are older than that, so guessing costs an organisation at most one lookup in 5 s;
-    - an organisation's first key works immediately, or within 60 s if one of its keys was tried
+    - an organisation's first key works immediately, or within 5 s if one of its keys was tried
       before it existed.
 
     Failures of Secrets Manager are not cached, and keys older than 60 s are not used during an
@@ -86,11 +112,12 @@ class KeyVerifier:
         self._cache: dict[str, _CacheEntry] = {}
         self._lookups: dict[str, Future[_CacheEntry]] = {}
 
-    def organisation_of(self, authorization_header: str | None) -> str:
-        """The organisation whose live key is in ``Authorization: Bearer <key>``.
+    def verify(self, authorization_header: str | None) -> VerifiedKey:
+        """The live key in ``Authorization: Bearer <key>``.
 
         Raises:
-            Unauthorized: the key is missing, malformed, unknown, revoked or expired.
+            Unauthorized: the key is missing, malformed or unknown; ``DeadKey`` if it is revoked or
+                expired.
             ServiceUnavailable: Secrets Manager failed, or the secret is malformed.
         """
         key = _bearer_token(authorization_header)
@@ -99,19 +126,19 @@ class KeyVerifier:
             raise Unauthorized
 
         digest = fingerprint(key)
-        records = self._records(organisation, CACHE_S)
-        if records is None:
-            raise Unauthorized
-        matching = _matching(records, digest)
+        matching = _matching(self._records(organisation, CACHE_S), digest)
         if not matching:
-            matching = _matching(self._records(organisation, NEW_KEY_S) or (), digest)
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        if not any(record.is_live(now) for record in matching):
+            matching = _matching(self._records(organisation, NEW_KEY_S), digest)
+        if not matching:
             raise Unauthorized
-        return organisation
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        live = next((record for record in matching if record.is_live(now)), None)
+        if live is None:
+            raise DeadKey(organisation, matching[0].id)
+        return VerifiedKey(organisation, live.id)
 
-    def _records(self, organisation: str, max_age_s: float) -> Sequence[KeyRecord] | None:
-        """The keys of ``organisation``, at most ``max_age_s`` old; None if it does not exist.
+    def _records(self, organisation: str, max_age_s: float) -> Sequence[KeyRecord]:
+        """The keys of ``organisation``, at most ``max_age_s`` old; none if it does not exist.
 
         Threads that need the same organisation share one lookup.
 
@@ -166,7 +193,7 @@ class KeyVerifier:
         except ClientError as fault:
             # InvalidRequestException: the secret is scheduled for deletion.
             if error_code(fault) in {"ResourceNotFoundException", "InvalidRequestException"}:
-                return _CacheEntry(read_at_s, None)
+                return _CacheEntry(read_at_s, ())
             raise ServiceUnavailable from fault
         except BotoCoreError as fault:
             raise ServiceUnavailable from fault

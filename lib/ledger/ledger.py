@@ -17,7 +17,6 @@ to repeat and to race: the first one decides, and the other one reads what was d
 """
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from itertools import islice, zip_longest
@@ -25,7 +24,7 @@ from typing import Any
 
 from lib.deadline import LEASE_S, RESERVE_WITHIN_S, Deadline
 from lib.errors import Busy, ServiceUnavailable
-from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.order import Order
 from lib.ledger.reservation import (
     Attempt,
     KeyInFlight,
@@ -110,19 +109,8 @@ class Ledger:
         """
         deadline = deadline.within(RESERVE_WITHIN_S)
         now_ms = self._now_ms()
-        generation = Generation(
-            organisation=order.organisation,
-            created_ms=now_ms,
-            status=Status.RESERVED,
-            credits=CREDITS_PER_IMAGE,
-            attempt_id=str(uuid.uuid4()),
-            image_key=image_key(now_ms),
-            prompt=order.prompt,
-            aspect_ratio=order.aspect_ratio,
-            request_hash=order.request_hash,
-            idempotency_key=order.idempotency_key,
-            asynchronous=order.asynchronous,
-            due_at=now_ms // 1000 + lease_s,
+        generation = Generation.reserved(
+            order, now_ms, image_key(now_ms), due_at=now_ms // 1000 + lease_s
         )
         attempt = Attempt(generation, now_s=now_ms // 1000)
         try:
@@ -151,29 +139,36 @@ class Ledger:
     def extend_lease(
         self, organisation: str, created_ms: int, lease_s: int, deadline: Deadline
     ) -> Generation | None:
-        """Moves the end of a reservation's lease to ``lease_s`` seconds from now; safe to repeat.
+        """Moves the end of a job's lease to ``lease_s`` seconds from now; safe to repeat.
 
         Returns:
-            The reservation, or the generation as it has ended; None if it does not exist.
+            The reservation, or the generation as it has ended; None if it does not exist, or is
+            reserved and not asynchronous.
         """
         # Race: the reconciler refunds the expired reservation first, and is to sweep the store
         # soon. Without the condition, a late delivery would postpone that.
         still_reserved = "#status = :reserved"
+        # Race: a message that this service did not send names a synchronous reservation whose
+        # request is drawing it. Without the condition, a worker would draw it too, and a request
+        # that dies would be refunded minutes late.
+        is_job = "asynchronous = :true"
         update: dict[str, Any] = {
             "Key": generation_key(organisation, created_ms),
-            "ConditionExpression": still_reserved,
+            "ConditionExpression": f"{still_reserved} AND {is_job}",
             "UpdateExpression": "SET dueAt = :until",
             "ExpressionAttributeNames": {"#status": "status"},
             "ExpressionAttributeValues": {
                 ":reserved": string(Status.RESERVED),
                 ":until": number(self._now_s() + lease_s),
+                ":true": {"BOOL": True},
             },
             "ReturnValues": "ALL_NEW",
         }
         try:
             return Generation.from_item(self._table.update(update, deadline))
         except ConditionFailed as failed:
-            return None if failed.item is None else Generation.from_item(failed.item)
+            found = None if failed.item is None else Generation.from_item(failed.item)
+            return found if found and found.status is not Status.RESERVED else None
 
     def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> None:
         """Makes the charge final; safe to repeat. If it fails, the reconciler settles.

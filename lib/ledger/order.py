@@ -13,13 +13,14 @@ CREDITS_PER_IMAGE: Literal[5] = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A customer's request for one image."""
+    """A customer's request for one image. ``key_id`` is the id of the API key that was used."""
 
     organisation: str
     prompt: str
     aspect_ratio: AspectRatio
     idempotency_key: str | None = None
     asynchronous: bool = False
+    key_id: str | None = None
 
     @property
     def request_hash(self) -> str:

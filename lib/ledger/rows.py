@@ -12,12 +12,14 @@ while it is reserved, ``dueAt`` is the end of its lease.
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, overload
 
 from lib.deadline import LEASE_S, WORKER_LEASE_S
+from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = [
@@ -141,12 +143,34 @@ class Generation:
     aspect_ratio: AspectRatio
     request_hash: str
     idempotency_key: str | None = None
+    key_id: str | None = None
     asynchronous: bool = False
     due_at: int | None = None
     settled_at: int | None = None
     refunded_at: int | None = None
     duration_ms: int | None = None
     failure_code: str | None = None
+
+    @classmethod
+    def reserved(
+        cls, order: Order, created_ms: int, image_key: str, *, due_at: int
+    ) -> "Generation":
+        """A new reservation for ``order``, whose lease ends at ``due_at``."""
+        return cls(
+            organisation=order.organisation,
+            created_ms=created_ms,
+            status=Status.RESERVED,
+            credits=CREDITS_PER_IMAGE,
+            attempt_id=str(uuid.uuid4()),
+            image_key=image_key,
+            prompt=order.prompt,
+            aspect_ratio=order.aspect_ratio,
+            request_hash=order.request_hash,
+            idempotency_key=order.idempotency_key,
+            key_id=order.key_id,
+            asynchronous=order.asynchronous,
+            due_at=due_at,
+        )
 
     @property
     def id(self) -> str:
@@ -177,6 +201,8 @@ class Generation:
         }
         if self.idempotency_key is not None:
             item["idempotencyKey"] = string(self.idempotency_key)
+        if self.key_id is not None:
+            item["keyId"] = string(self.key_id)
         if self.asynchronous:
             item["asynchronous"] = {"BOOL": True}
         if self.due_at is not None:
@@ -198,6 +224,7 @@ class Generation:
             aspect_ratio=AspectRatio(_str(item, "aspectRatio") or AspectRatio.SQUARE),
             request_hash=_str(item, "requestHash") or "",
             idempotency_key=_str(item, "idempotencyKey"),
+            key_id=_str(item, "keyId"),
             asynchronous=bool(item.get("asynchronous", {}).get("BOOL")),
             due_at=_int(item, "dueAt"),
             settled_at=_int(item, "settledAt"),

@@ -67,6 +67,8 @@ def headers(image_base_url: str) -> dict[str, str]:
         "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
         "Cache-Control": "public, max-age=300",
         "Referrer-Policy": "no-referrer",
+        # For a year; a browser ignores it over plain HTTP, as on localhost.
+        "Strict-Transport-Security": "max-age=31536000",
         "X-Content-Type-Options": "nosniff",
     }
 
