@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.deadline import Deadline
 from lib.ledger.audit import Auditor, AuditReport
@@ -17,6 +17,10 @@ from lib.ledger.rows import (
     string,
 )
 from lib.ledger.table import ConditionFailed, Reason, Table
+
+if TYPE_CHECKING:
+    from lib.ledger.image_audit import ImageReport
+    from lib.picture.storage import Images
 
 __all__ = ["Accounts", "GrantRejectedError"]
 
@@ -39,6 +43,19 @@ class Accounts:
         """The organisation's account as it is now; None if it does not exist."""
         item = self._table.get(account_key(organisation), deadline)
         return Account.from_item(item) if item else None
+
+    def exists(self, organisation: str, deadline: Deadline) -> bool:
+        """Whether it has an account, is listed, or has left any row."""
+        keys = (account_key(organisation), listing_key(organisation))
+        if any(self._table.get(key, deadline) for key in keys):
+            return True
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": {":pk": account_key(organisation)["pk"]},
+            "ConsistentRead": True,
+            "Limit": 1,
+        }
+        return next(self._table.query(query, deadline), None) is not None
 
     def create(
         self, organisation: str, deadline: Deadline, rate_limit: int = DEFAULT_RATE_LIMIT
@@ -148,6 +165,18 @@ class Accounts:
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
         """Compares the organisation's rows with its account; see ``lib.ledger.audit``."""
         return Auditor(self._table, self._clock).audit(organisation, deadline)
+
+    def audit_images(
+        self, organisation: str, images: "Images", deadline: Deadline
+    ) -> "ImageReport":
+        """Compares the organisation's rows with its objects; see ``lib.ledger.image_audit``.
+
+        Raises:
+            StorageUnreachable
+        """
+        from lib.ledger.image_audit import audit_images  # noqa: PLC0415 - only an operator's
+
+        return audit_images(self._table, images, organisation, deadline)
 
     def _now_s(self) -> int:
         return int(self._clock())

@@ -89,7 +89,6 @@ class AuditReport:
     ``granted`` is what grants added, less what they took. ``drift`` is in credits; above 0, credits
     came from nowhere. ``slack`` is how many credits of drift could still be hidden, because more
     requests than could be told apart came in during the audit; 0 on all but the busiest accounts.
-    ``exists``: there is an account, a row, or a place in the list.
     """
 
     organisation: str
@@ -100,7 +99,6 @@ class AuditReport:
     refunded: int
     drift: int
     slack: int
-    exists: bool
     findings: tuple[str, ...]
 
     @property
@@ -365,8 +363,6 @@ def _report(
     organisation: str, books: Books, window: Window, found: Differences, *, listed: bool
 ) -> AuditReport:
     account = window.after or _NO_ACCOUNT
-    has_rows = bool(books.counts or window.grants_added or window.grants_took)
-    exists = window.after is not None or listed or has_rows
     counted = account.granted - account.taken + account.returned
     granted, taken, returned = (found[name].certain for name in _SENTENCES)
     findings = [*_account_findings(window.after, counted, listed=listed), *books.findings]
@@ -383,7 +379,6 @@ def _report(
         refunded=books.counts[Status.REFUNDED],
         drift=account.credits - counted - granted + taken - returned,
         slack=sum(max(0, each.most - each.least) for each in found.values()),
-        exists=exists,
         findings=(*findings[:MAX_FINDINGS], *([f"{left} more"] if left > 0 else [])),
     )
 
