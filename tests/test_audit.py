@@ -51,7 +51,8 @@ def requests(world: World) -> Iterator[object]:
         if refunded:
             yield ledger.refund(one, "no_image", world.deadline())
         else:
-            yield ledger.settle(one, 1200, world.deadline())
+            ledger.settle(one, 1200, world.deadline())
+            yield one
 
 
 def reservations(world: World) -> Iterator[object]:
@@ -116,13 +117,13 @@ def test_an_item_of_a_transaction_that_is_seen_late_is_no_finding(world: World) 
 
 def change(world: World, sort_key: str, update: str, value: object) -> None:
     kind = "N" if isinstance(value, int) else "S"
-    names = {"ExpressionAttributeNames": {"#status": "status"}} if "#status" in update else {}
-    world.engine.dynamodb.update_item(
+    table: Any = world.engine.dynamodb
+    table.update_item(
         TableName=world.table,
         Key={"pk": {"S": f"ORG#{world.organisation}"}, "sk": {"S": sort_key}},
         UpdateExpression=update,
         ExpressionAttributeValues={":value": {kind: str(value)}},
-        **names,
+        **({"ExpressionAttributeNames": {"#status": "status"}} if "#status" in update else {}),
     )
 
 
@@ -385,7 +386,7 @@ def stack() -> Iterator[LocalStack]:
         yield running
 
 
-def run_daily(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, int], dict[str, float]]:
+def run_daily(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, int], dict[str, Any]]:
     """What the function returns, and its metrics."""
     context: Any = LambdaContext("AuditFunction", "1024", timeout_s=900)
     capsys.readouterr()
