@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count, cycle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,8 +39,8 @@ def world(new_world: NewWorld) -> World:
     return world
 
 
-def reserve(world: World) -> Generation:
-    return world.process().ledger.reserve(world.order(), str, world.deadline())
+def reserve(world: World, key: str | None = None) -> Generation:
+    return world.process().ledger.reserve(world.order(key), str, world.deadline())
 
 
 def requests(world: World) -> Iterator[object]:
@@ -89,6 +90,32 @@ def test_the_books_of_a_busy_organisation_are_proved_to_the_credit(world: World)
     assert calls < 40
 
 
+class SmallPages:
+    """A DynamoDB client whose queries answer with two rows at a time."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, operation: str) -> Any:
+        method = getattr(self._client, operation)
+
+        def query(**arguments: Any) -> Any:
+            return method(**arguments | {"Limit": 2})
+
+        return query if operation == "query" else method
+
+
+def test_the_drift_of_a_long_busy_history_is_known_to_the_credit(world: World) -> None:
+    for _ in range(10):
+        reserve(world)
+    count_otherwise(world, more="taken", less="credits")
+    writes = reservations(world)
+    next(writes)
+    world.engine = replace(world.engine, dynamodb=cast("Any", SmallPages(world.engine.dynamodb)))
+    audited, _ = audit_beside(world, writes, calls_between=6)
+    assert (audited.drift, audited.slack) == (-5, 0)
+
+
 def test_an_audit_ends_beside_a_write_at_every_call_and_says_what_it_can_not_exclude(
     world: World,
 ) -> None:
@@ -110,6 +137,15 @@ def test_an_item_of_a_transaction_that_is_seen_late_is_no_finding(world: World) 
     process = world.process(Network(before_each=half_seen))
     assert process.accounts.audit(world.organisation, world.deadline()).healthy
     assert next(numbers) > 7
+
+
+def test_a_key_that_is_used_during_the_audit_is_no_finding(world: World) -> None:
+    def use_a_key(_call: Call) -> None:
+        if len(network.calls) == 5:
+            reserve(world, key="just now")
+
+    network = Network(before_each=use_a_key)
+    assert world.process(network).accounts.audit(world.organisation, world.deadline()).healthy
 
 
 # What it finds
