@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from lib.generation import Generations
     from lib.jobs import Jobs
+    from lib.ledger.accounts import Accounts
     from lib.ledger.reconciliation import Reconciler
     from lib.picture.gemini import Gemini
 
@@ -64,8 +65,15 @@ class Dependencies:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The credits table."""
-        return Ledger(Table(dynamodb(self.settings.aws_region), self.settings.credits_table))
+        """The credits table, as requests see it."""
+        return Ledger(self._table)
+
+    @cached_property
+    def accounts(self) -> "Accounts":
+        """The credits table, as the audit sees it."""
+        from lib.ledger.accounts import Accounts  # noqa: PLC0415 - only the audit has a use for it
+
+        return Accounts(self._table)
 
     @cached_property
     def image_url(self) -> Callable[[str], str]:
@@ -111,6 +119,10 @@ class Dependencies:
 
         pool = ThreadPoolExecutor(ROWS_IN_PARALLEL, thread_name_prefix="reconcile")
         return Reconciler(self.ledger, self.images, run_all=pool.map)
+
+    @cached_property
+    def _table(self) -> Table:
+        return Table(dynamodb(self.settings.aws_region), self.settings.credits_table)
 
     @cached_property
     def _secrets(self) -> "SecretsManagerClient":

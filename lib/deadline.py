@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 __all__ = [
     "AFTER_MODEL_S",
+    "AUDIT_ENDS_BEFORE_S",
     "CONNECT_S",
     "FIRST_EXTENSION_WITHIN_S",
     "FUNCTION_TIMEOUT_S",
@@ -87,6 +88,9 @@ RECONCILER_PERIOD_S = 60
 REFUNDED_WITHIN_S = 3 * RECONCILER_PERIOD_S
 # The longest that it needs for the rows it has begun, once it starts no new ones.
 LAST_ROWS_TAKE_S = 15.0
+
+# The daily audit stops so long before its function's timeout: one call, and its metrics.
+AUDIT_ENDS_BEFORE_S = 5.0
 
 # The contract.
 RATE_WINDOW_S = 60

@@ -23,6 +23,7 @@ from PIL import Image
 from handlers.dependencies import Dependencies
 from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
+from lib.ledger.rows import listing_key
 from lib.settings import Settings
 from tests.stacks import new_stack
 
@@ -164,12 +165,13 @@ class Customer:
     def leave(self) -> None:
         """Removes the customer's rows: moto copies its whole table for every transaction."""
         table = self.stack.aws.client("dynamodb")
-        rows = table.query(
+        rows: list[Any] = table.query(
             TableName=self.stack.table,
             KeyConditionExpression="pk = :pk",
             ExpressionAttributeValues={":pk": {"S": f"ORG#{self.organisation}"}},
             ProjectionExpression="pk, sk",
         )["Items"]
+        rows.append(listing_key(self.organisation))
         for start in range(0, len(rows), 25):
             requests: list[Any] = [
                 {"DeleteRequest": {"Key": row}} for row in rows[start : start + 25]

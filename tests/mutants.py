@@ -33,6 +33,11 @@ HISTORIES = (
     "tests/test_state_machine.py"
     "::test_the_service_agrees_with_a_plain_account_after_any_history[moto]"
 )
+AUDIT = "tests/test_audit.py::"
+PROVED = AUDIT + "test_the_books_of_a_busy_organisation_are_proved_to_the_credit[moto]"
+LONG_AND_BUSY = AUDIT + "test_the_drift_of_a_long_busy_history_is_known_to_the_credit[moto]"
+FOUND = AUDIT + "test_what_the_audit_finds_at_rest_it_finds_beside_requests[moto-"
+IMAGES = AUDIT + "test_images_that_are_missing_or_should_not_be_there_are_found[moto-"
 JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
 HERE = "[handlers in this process]"
@@ -76,6 +81,9 @@ in_reservation = partial(Mutant, "lib/ledger/reservation.py")
 in_ledger = partial(Mutant, "lib/ledger/ledger.py")
 in_rows = partial(Mutant, "lib/ledger/rows.py")
 in_endings = partial(Mutant, "lib/ledger/endings.py")
+in_accounts = partial(Mutant, "lib/ledger/accounts.py")
+in_audit = partial(Mutant, "lib/ledger/audit.py")
+in_image_audit = partial(Mutant, "lib/ledger/image_audit.py")
 in_replay = partial(Mutant, "lib/ledger/replay.py")
 in_reconciliation = partial(Mutant, "lib/ledger/reconciliation.py")
 in_storage = partial(Mutant, "lib/picture/storage.py")
@@ -490,6 +498,107 @@ MUTANTS = (
         ORDERS + "[a late delivery and the reconciler, which runs again]",
         "return WORKER_LEASE_S if self.asynchronous else LEASE_S",
         "return LEASE_S",
+    ),
+    # Counters and audit
+    in_reservation("count nothing that is taken", PROVED, "ADD taken :price SET", "SET"),
+    in_reservation(
+        "count generations that are taken, not their price",
+        PROVED,
+        "ADD taken :price",
+        "ADD taken :one",
+    ),
+    in_ledger("count nothing that is returned", PROVED, "ADD returned :price SET", "SET"),
+    in_ledger("count a refund as taken", PROVED, "ADD returned :price", "ADD taken :price"),
+    in_accounts("count nothing that is granted", PROVED, "ADD {counter} :amount SET", "SET"),
+    in_accounts(
+        "count credits that a grant takes as granted",
+        PROVED,
+        'counter = "granted" if grant.credits > 0 else "taken"',
+        'counter = "granted"',
+    ),
+    in_accounts(
+        "do not list a new organisation",
+        LEDGER + "test_an_account_is_listed_and_creating_it_again_changes_nothing[moto]",
+        '[{"Put": account}, {"Put": listing}]',
+        '[{"Put": account}]',
+    ),
+    in_accounts(
+        "do not list an account again that has lost its place",
+        LEDGER + "test_an_account_is_listed_and_creating_it_again_changes_nothing[moto]",
+        "self._table.put(listing, deadline)",
+        "pass",
+    ),
+    in_audit(
+        "let each window loosen the lower bound",
+        LONG_AND_BUSY,
+        "max(known.least, least)",
+        "min(known.least, least)",
+    ),
+    in_audit(
+        "let each window loosen the upper bound",
+        LONG_AND_BUSY,
+        "min(known.most, most)",
+        "max(known.most, most)",
+    ),
+    in_audit(
+        "take the first window's word",
+        LONG_AND_BUSY,
+        "if number == MAX_WINDOWS or all(",
+        "if number or all(",
+    ),
+    in_audit(
+        "read every window oldest first",
+        LONG_AND_BUSY,
+        "newest_first=number % 2 == 0",
+        "newest_first=False",
+    ),
+    in_audit(
+        "believe a disagreement at once",
+        AUDIT + "test_an_item_of_a_transaction_that_is_seen_late_is_no_finding[moto]",
+        "MAX_SERIES = 3",
+        "MAX_SERIES = 1",
+    ),
+    in_audit(
+        "leave out old generations that are still reserved",
+        FOUND + "an old reservation without a lease]",
+        "reserved.append(row.created_ms)",
+        "pass",
+    ),
+    in_audit(
+        "leave out generations that are reserved while the audit runs",
+        PROVED,
+        "_sort_key(since_ms), ",
+        "_sort_key(since_ms + 3_600_000), ",
+    ),
+    in_audit(
+        "do not miss an account",
+        FOUND + "no account]",
+        'yield "the account is missing"',
+        "return",
+    ),
+    in_audit(
+        "do not compare the balance with the counters",
+        FOUND + "lost credits]",
+        "account.credits != counted",
+        "account.credits < 0",
+    ),
+    in_audit(
+        "call a key lost whose generation came during the audit",
+        AUDIT + "test_a_key_that_is_used_during_the_audit_is_no_finding[moto]",
+        "if not books.knows(created_ms) and self._table.get(key, deadline) is None:",
+        "if not books.knows(created_ms):",
+    ),
+    in_image_audit(
+        "call an image lost whose generation ends during the audit",
+        AUDIT + "test_a_generation_that_ends_while_its_image_is_looked_for_is_no_finding[moto]",
+        '            again = next(images.stored(key, deadline), ("", 0))\n',
+        "            again = (key, size_bytes)\n",
+    ),
+    in_image_audit(
+        "look for images that the reconciler is still to remove",
+        IMAGES + "still due]",
+        "row.is_due or ",
+        "",
     ),
     # Accept and work
     in_jobs(

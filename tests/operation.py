@@ -48,7 +48,7 @@ R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
 # A prompt with this text loses its reservation while the model draws.
 REFUNDED_MEANWHILE = "[refunded meanwhile]"
-_HANDLERS = ("account", "generate", "reconcile", "worker")
+_HANDLERS = ("account", "audit", "generate", "reconcile", "worker")
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
 _TRANSACTED = {
     "Put": "PutItem",
@@ -184,6 +184,7 @@ class _Driver:
         self._failures_of_the_ledger()
         self._due_rows()
         self._jobs()
+        self._audit()
 
     def _requests(self) -> None:
         self._open_account("acme", 1000)
@@ -284,6 +285,11 @@ class _Driver:
         # A job that can't be queued is refunded immediately.
         self._fail("SendMessage", _refused())
         self._generate("An owl", 500, prefer="respond-async")
+
+    def _audit(self) -> None:
+        assert self._call("handlers.audit.handler", {})["findings"] == 0
+        self._change("acme", "ACCOUNT", "ADD credits :value", 5)
+        assert self._call("handlers.audit.handler", {})["findings"] == 1
 
     def _next_job(self) -> str:
         queue = self._aws.client("sqs")

@@ -233,6 +233,8 @@ def test_nothing_that_was_cut_is_asked_for_not_even_by_who_can_do_without(
     customer.generate(idempotency_key="again")
     assert customer.generate(idempotency_key="again").status == 200
     reconcile(stack)
+    audited: Any = stack.invoke("AuditFunction", {"source": "aws.events"})
+    assert audited["organisations"] > 0
     customer.balance()
 
     asked_for = set(not_found.read_text("utf-8").split())

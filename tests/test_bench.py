@@ -117,10 +117,12 @@ def test_a_finished_transaction_locks_nothing() -> None:
         assert conflicts_at(url) == 0
 
 
-def test_googles_spend_limits_allow_what_their_tiers_are_known_for() -> None:
-    lines = list(capacity.report())
-    assert "| 1 | 10 | 0.50 | 250 | 7,440 |" in lines
-    assert "| 3 | 200 | 9.92 | 20,000 | 595,238 |" in lines
+def test_googles_spend_limits_allow_what_the_guide_says() -> None:
+    usd = [short for short, _month in capacity.TIERS.values()]
+    rates = [f"{each / capacity.IMAGE_USD / capacity.TEN_MINUTES_S:.2f}" for each in usd]
+    words = " ".join(cost.GUIDE.read_text(encoding="utf-8").split())
+    assert f"{usd[0]}, {usd[1]} or {usd[2]} USD in rolling 10 minutes by tier" in words
+    assert f"{rates[0]}, {rates[1]} or {rates[2]} images a second" in words
 
 
 def test_the_first_limit_to_bite_is_the_one_with_the_lowest_rate() -> None:
@@ -138,14 +140,12 @@ def test_raised_as_the_table_says_no_limit_bites() -> None:
             assert replace(limit, amount=amount).images_per_s >= rate
 
 
-def test_the_throttle_and_the_workers_are_those_of_the_template() -> None:
-    template = TEMPLATE_PATH.read_text(encoding="utf-8")
-    for limit in capacity.LIMITS:
-        if limit.name.startswith("`") and limit.name != "the index `Due`":
-            _, _, parameter = template.partition(f"\n  {limit.name.strip('`')}:\n")
-            found = re.search(r"Default: (\d+)", parameter)
-            assert found is not None
-            assert int(found[1]) == limit.amount
+def test_the_throttle_is_that_of_the_template() -> None:
+    (limit,) = (each for each in capacity.LIMITS if each.name == "`ThrottleRate`")
+    _, _, parameter = TEMPLATE_PATH.read_text(encoding="utf-8").partition("\n  ThrottleRate:\n")
+    found = re.search(r"Default: (\d+)", parameter)
+    assert found is not None
+    assert int(found[1]) == limit.amount
 
 
 def test_without_measurements_the_bill_is_the_guides() -> None:

@@ -357,6 +357,7 @@ def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> N
     [
         ("handlers.account", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
         ("handlers.reconcile", {"google", "httpx2", "pydantic"}),
+        ("handlers.audit", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
     ],
 )
 def test_a_cold_start_loads_no_package_that_the_function_has_no_use_for(

@@ -471,6 +471,53 @@ def test_an_account_that_cannot_be_audited_does_not_stop_the_audit_of_the_others
     assert "zebra: healthy" in audited.out
 
 
+def test_an_organisation_whose_account_is_gone_is_listed_and_found(
+    aws: EmbeddedAws, run: Run, funded: str
+) -> None:
+    key: Any = {"TableName": TABLE, "Key": account_key(funded)}
+    account = aws.client("dynamodb").get_item(**key)["Item"]
+    aws.client("dynamodb").delete_item(**key)
+
+    one, all_, listed = run(f"audit {funded}"), run("audit"), run("org list --json")
+    aws.client("dynamodb").put_item(TableName=TABLE, Item=account)
+
+    assert (one.status, all_.status) == (1, 1)
+    assert f"{funded}: UNHEALTHY: granted 100, balance 0, drift -100;" in one.out
+    assert "\n  the account is missing\n" in one.out
+    assert one.out in all_.out
+    gone = {"organisation": funded, "credits": None, "requestsPerMinute": None}
+    assert gone in document(listed)["organisations"]
+    assert run(f"audit {funded}").status == 0
+
+
+def test_an_audit_of_the_images_finds_what_is_missing_in_the_store(
+    aws: EmbeddedAws, run: Run, funded: str, ledger: Ledger, bucket: str
+) -> None:
+    made = reserve(ledger, funded, "a fox")
+    ledger.settle(made, 1500, Deadline(10))
+    lost, without = run(f"audit {funded} --images"), run(f"audit {funded}")
+    aws.client("s3").put_object(Bucket=bucket, Key=made.image_key, Body=b"a picture")
+    found = document(run(f"audit {funded} --images --json"))
+
+    assert (lost.status, without.status) == (1, 0)
+    assert lost.out.endswith(
+        "1 settled, 0 refunded; images: 0 stored\n"
+        f"  generation {made.id} is settled, and its image {made.image_key} is not stored\n"
+    )
+    assert found["healthy"] is True
+    assert found["organisations"][0]["images"] == 1
+
+
+def test_without_its_bucket_an_organisation_is_not_audited(
+    run: Run, funded: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_BUCKET", f"{bucket}_elsewhere")
+    audited = run(f"audit {funded} --images")
+
+    assert audited.status == 1
+    assert f"{funded}: NOT AUDITED: the object store does not respond or refuses" in audited.out
+
+
 # Failures and usage errors
 
 

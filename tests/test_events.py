@@ -42,11 +42,19 @@ def invoke_with(found: dict[str, Any]) -> Any:
         for each in Template.from_file().functions()
         if found.get("routeKey") in {f"{one.method} {one.path}" for one in each.routes}
         or ("Records" in found and each.queues)
-        or ("detail-type" in found and each.schedules_s)
+        or (PERIODS_S.get(name_of_rule(found)) in each.schedules_s)
     )
     module, _, attribute = function.handler.rpartition(".")
     handler = getattr(importlib.import_module(module), attribute)
     return LocalFunction(function.name, handler, function.timeout_s).invoke(found)
+
+
+PERIODS_S = {"every-minute": 60, "every-day": 86_400}
+
+
+def name_of_rule(found: Mapping[str, Any]) -> str:
+    """The rule of EventBridge that sent a scheduled event; empty for any other event."""
+    return str(found.get("resources", [""])[0]).rpartition("/")[2]
 
 
 OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
@@ -126,11 +134,15 @@ def test_two_spellings_of_a_header_are_one_header_with_two_values(spelling: str)
 @pytest.mark.usefixtures("stack")
 def test_the_events_without_a_route_find_nothing_to_do() -> None:
     assert set(invoke("reconcile").values()) == {0}
+    assert invoke("audit") == {"organisations": 3, "findings": 0, "unfinished": 0}
     assert invoke("worker-ended") == {"batchItemFailures": []}
 
 
 def test_every_event_is_tested() -> None:
-    assert set(EVENTS) == {*OUTCOMES, "credits", "history", "reconcile", "worker-ended"}
+    assert set(EVENTS) == {
+        *(*OUTCOMES, "credits", "history"),
+        *("reconcile", "audit", "worker-ended"),
+    }
 
 
 @pytest.mark.parametrize("name", sorted({*OUTCOMES, "credits", "history"}))

@@ -20,7 +20,7 @@ from lib.generation import Finished
 from lib.ledger.accounts import GrantRejectedError
 from lib.ledger.ledger import KeyInFlight, Refund, ReservationGone
 from lib.ledger.order import Order
-from lib.ledger.rows import Generation, Grant, Status
+from lib.ledger.rows import Generation, Grant, Status, listing_key
 from lib.picture.aspect_ratio import AspectRatio
 from tests.world import Call, Fault, Network, NewWorld, World
 
@@ -387,6 +387,8 @@ def test_an_account_is_listed_and_creating_it_again_changes_nothing(new_world: N
     world = new_world(credits_=10, rate_limit=7)
     accounts = world.process().accounts
     accounts.create("neighbour", world.deadline())
+    # An account that has lost its place in the list is listed again.
+    world.engine.dynamodb.delete_item(TableName=world.table, Key=listing_key(world.organisation))
     accounts.create(world.organisation, world.deadline(), rate_limit=99)
     reserve(world)
     account = accounts.account(world.organisation, world.deadline())

@@ -17,7 +17,13 @@ from tests.operation import R2_KEY_ID, Need, Recording, recorded
 # The functions run through every outcome first, which takes a while.
 pytestmark = pytest.mark.real
 
-FUNCTIONS = ("GenerateFunction", "AccountFunction", "WorkerFunction", "ReconcileFunction")
+FUNCTIONS = (
+    "GenerateFunction",
+    "AccountFunction",
+    "WorkerFunction",
+    "ReconcileFunction",
+    "AuditFunction",
+)
 # What Lambda itself does with a function's role.
 OF_LAMBDA = {
     "logs:CreateLogStream",
@@ -258,10 +264,16 @@ def test_no_permission_is_for_any_action_or_for_any_resource_that_has_a_name(
                     assert re.match(r"arn:aws:[a-z0-9]+:([a-z0-9-]*):(\d*):.{5,}", fixed), resource
 
 
-def test_the_account_function_can_change_nothing(variant: Variant) -> None:
-    actions = {each for s in statements_of(variant, "AccountFunction") for each in s.actions}
+@pytest.mark.parametrize(
+    ("function", "reads"),
+    [("AccountFunction", READS), ("AuditFunction", {"dynamodb:GetItem", "dynamodb:Query"})],
+)
+def test_a_function_that_only_reads_can_change_nothing(
+    variant: Variant, function: str, reads: set[str]
+) -> None:
+    actions = {each for s in statements_of(variant, function) for each in s.actions}
 
-    assert actions - OF_LAMBDA == READS
+    assert actions - OF_LAMBDA == reads
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger, Refund, ReservationGone
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciler
-from lib.ledger.rows import Generation, Grant, Status
+from lib.ledger.rows import Generation, Grant, Status, account_key
 from lib.ledger.table import LedgerUnreachable, Table
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.png import to_png
@@ -333,6 +333,44 @@ def test_a_grant_that_32_operators_repeat_counts_once(new_service: NewService) -
     assert outcomes == [None] * 32
     assert service.balance() == 105
     assert service.is_healthy()
+
+
+def test_the_books_are_proved_and_a_drift_is_found_while_they_are_written(
+    new_service: NewService,
+) -> None:
+    service = new_service(1_000_000)
+    organisation, ends = service.world.organisation, threading.Event()
+
+    def write(number: int) -> int:
+        written = 0
+        while not ends.is_set():
+            reserved = outcome(service.reserve)
+            if isinstance(reserved, Generation):
+                if (number + written) % 2:
+                    service.ledger.refund(reserved, "no_image", Deadline(29))
+                else:
+                    service.ledger.settle(reserved, 1, Deadline(29))
+                written += 1
+        return written
+
+    with ThreadPoolExecutor(3) as writers:
+        written = [writers.submit(write, number) for number in range(3)]
+        try:
+            healthy = [service.accounts.audit(organisation, Deadline(29)) for _ in range(8)]
+            service.world.engine.dynamodb.update_item(
+                TableName=service.world.table,
+                Key=account_key(organisation),
+                UpdateExpression="ADD taken :lost, credits :less",
+                ExpressionAttributeValues={":lost": {"N": "50"}, ":less": {"N": "-50"}},
+            )
+            drifted = [service.accounts.audit(organisation, Deadline(29)) for _ in range(2)]
+        finally:
+            ends.set()
+    assert min(each.result() for each in written) > 0
+    assert [each.drift for each in healthy if not each.healthy] == []
+    assert all(-50 <= each.drift <= -50 + each.slack for each in drifted)
+    assert all(each.drift < 0 for each in drifted)
+    assert service.accounts.audit(organisation, Deadline(29)).drift == -50
 
 
 def test_of_concurrent_settles_and_refunds_one_kind_wins(new_service: NewService) -> None:

@@ -29,7 +29,16 @@ from lib.ledger.audit import AuditReport, audit_of
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciled, Reconciler
-from lib.ledger.rows import Account, Generation, Grant, Item, Status, account_key, number
+from lib.ledger.rows import (
+    Account,
+    Generation,
+    Grant,
+    Item,
+    Status,
+    account_key,
+    listing_key,
+    number,
+)
 from lib.ledger.table import LedgerUnreachable, Table
 from lib.observability import Observation, Telemetry
 from lib.picture.aspect_ratio import AspectRatio
@@ -318,12 +327,16 @@ class World:
             account_key(self.organisation)
             | {
                 "credits": number(credits_),
+                "granted": number(credits_),
+                "taken": number(0),
+                "returned": number(0),
                 "rateLimit": number(rate_limit),
                 # The minute is open already, so a request spends no call on opening it.
                 "rateWindow": number(int(self.clock.now_s)),
                 "rateUsed": number(0),
             }
         )
+        self._put(listing_key(self.organisation))
         if credits_:
             grant = Grant("first", credits_, "test", "test", int(self.clock()))
             self._put(grant.to_item(self.organisation))
@@ -497,7 +510,7 @@ class World:
         """Everything that is wrong with the money once nothing is in progress."""
         rows = self.rows()
         (account,) = (Account.from_item(row) for row in rows if row["sk"]["S"] == "ACCOUNT")
-        report = audit_of(self.organisation, account, rows, int(self.clock.now_s))
+        report = audit_of(self.organisation, account, rows, int(self.clock.now_s), listed=True)
         wrong = list(report.findings)
         if report.drift:
             wrong.append(f"drift of {report.drift} credits")

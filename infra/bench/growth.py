@@ -1,10 +1,11 @@
-"""What a large history costs: requests beside 200,000 generations, and a sweep of 10,000 due rows.
+"""What a large history costs: requests beside 200,000 generations, the audit of these, and a sweep.
 
 The rows are written straight into the table, as the service would have left them.
 """
 
 import os
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from handlers import reconcile
 from infra.bench.caller import UnexpectedAnswerError, configured
 from infra.bench.contention import reserve_and_settle
 from infra.bench.servers import CREDITS, PROMPT, TABLE, Servers, credits_table, open_account
-from infra.bench.tables import section, spread, table
+from infra.bench.tables import section, spread, table, verdict
 from infra.local.functions import LambdaContext
 from infra.template import Template
 from lib.deadline import Deadline
@@ -32,12 +33,9 @@ from lib.picture.aspect_ratio import AspectRatio
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-WARM_UP = 5
-PAGE = 20
-BATCH = 25
-WRITERS = 4
-CALL_TAKES_S = 20.0
-AUDIT_TAKES_S = 120.0
+WARM_UP, PAGE, BATCH, WRITERS = 5, 20, 25, 4
+CALL_TAKES_S, AUDIT_TAKES_S = 20.0, 300.0
+AUDITS, IMAGES_PER_S, AUDIT_TARGET = 3, 5, 2.0
 MAX_RUNS = 30
 
 
@@ -47,10 +45,10 @@ def report(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> I
     ledger, accounts = Ledger(credits_rows), Accounts(credits_rows)
     with patch.dict(os.environ, servers.environment):
         client = boto3.client("dynamodb", endpoint_url=servers.dynamodb_url)
-    organisations = {size: f"history{size}" for size in sizes}
+    organisations = {size: f"history{size}" for size in sorted(sizes)}
     for size, organisation in organisations.items():
         open_account(accounts, organisation)
-        _write(client, (_row(organisation, number, Status.SETTLED) for number in range(size)))
+        _write(client, [_row(organisation, number, Status.SETTLED) for number in range(size)])
     request_ms: dict[int, list[float]] = {size: [] for size in organisations}
     page_ms: dict[int, list[float]] = {size: [] for size in organisations}
     for number in range(WARM_UP + requests):
@@ -73,7 +71,39 @@ def report(servers: Servers, sizes: Iterable[int], requests: int, due: int) -> I
         rows.append((f"{size:,}", ratio, spread(ms, ".1f"), spread(page_ms[size], ".1f")))
     head = ("generations", "request / smallest", "request, wall ms", f"page of {PAGE}, wall ms")
     yield from table(head, rows)
+    yield from ("", _audits(ledger, accounts, organisation, size))
     yield from ("", _sweep(servers, accounts, client, due))
+
+
+def _audits(ledger: Ledger, accounts: Accounts, organisation: str, size: int) -> str:
+    """Audits the organisation alone, and while it makes images."""
+    took_s: dict[bool, list[float]] = {False: [], True: []}
+    made = 0
+    for busy in (False, True) * AUDITS:
+        ends = threading.Event()
+        with ThreadPoolExecutor(1) as requests:
+            making = requests.submit(_make_images, ledger, organisation, ends) if busy else None
+            began = time.perf_counter()
+            found = accounts.audit(organisation, Deadline(AUDIT_TAKES_S))
+            took_s[busy].append(time.perf_counter() - began)
+            ends.set()
+            made += making.result() if making else 0
+        if not found.healthy or found.slack:
+            raise UnexpectedAnswerError(f"the audit of {organisation}: {found}")
+    quiet_s, busy_s = statistics.median(took_s[False]), statistics.median(took_s[True])
+    return (
+        f"An audit of {size:,} generations takes {quiet_s:.1f} s alone and {busy_s:.1f} s beside\n"
+        f"{made / sum(took_s[True]):.1f} images a second: {busy_s / quiet_s:.2f} times as long "
+        f"({verdict(busy_s / quiet_s, AUDIT_TARGET)})."
+    )
+
+
+def _make_images(ledger: Ledger, organisation: str, ends: threading.Event) -> int:
+    began, made = time.monotonic(), 0
+    while not ends.wait(max(0.0, began + made / IMAGES_PER_S - time.monotonic())):
+        reserve_and_settle(ledger, organisation, CALL_TAKES_S)
+        made += 1
+    return made
 
 
 def _row(organisation: str, number: int, status: Status) -> Generation:
@@ -94,14 +124,8 @@ def _row(organisation: str, number: int, status: Status) -> Generation:
 def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: int) -> str:
     """Runs the reconciler until it has refunded ``due`` reservations of dead requests."""
     open_account(accounts, "due")
-    client.update_item(
-        TableName=TABLE,
-        Key=account_key("due"),
-        UpdateExpression="SET credits = credits - :held",
-        ExpressionAttributeValues={":held": {"N": str(due * CREDITS_PER_IMAGE)}},
-    )
     rows = (_row("due", number, Status.RESERVED) for number in range(due))
-    _write(client, (replace(row, due_at=1_700_000_100) for row in rows))
+    _write(client, [replace(row, due_at=1_700_000_100) for row in rows])
     timeouts_s = {each.handler: each.timeout_s for each in Template.from_file().functions()}
     refunded, runs = 0, 0
     began = time.perf_counter()
@@ -121,11 +145,21 @@ def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: 
     )
 
 
-def _write(client: "DynamoDBClient", rows: Iterator[Generation]) -> None:
+def _write(client: "DynamoDBClient", rows: list[Generation]) -> None:
+    """Puts the rows of one organisation, and takes their price from its account."""
+    price = {"N": str(len(rows) * CREDITS_PER_IMAGE)}
+    client.update_item(
+        TableName=TABLE,
+        Key=account_key(rows[0].organisation),
+        UpdateExpression="ADD taken :price SET credits = credits - :price",
+        ExpressionAttributeValues={":price": price},
+    )
+    remaining = iter(rows)
+
     def put(batch: list[Generation]) -> None:
         left: Any = {TABLE: [{"PutRequest": {"Item": row.to_item()}} for row in batch]}
         while left:
             left = client.batch_write_item(RequestItems=left)["UnprocessedItems"]
 
     with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(put, iter(lambda: list(islice(rows, BATCH)), [])))
+        list(writers.map(put, iter(lambda: list(islice(remaining, BATCH)), [])))

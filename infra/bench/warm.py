@@ -176,13 +176,8 @@ def report(warm: Warm) -> Iterator[str]:
         "CPU of the calling process; requests alternate, and the servers are other processes.",
         "`bare` is google-genai, Pillow's default PNG and boto3's `put_object`: no key, no ledger.",
     )
-    head: tuple[str, ...] = (
-        "picture",
-        "CPU, ours / bare",
-        "target",
-        "PNG bytes, ours / default",
-        "target",
-    )
+    ratios = ("CPU, ours / bare", "target", "PNG bytes, ours / default", "target")
+    head: tuple[str, ...] = ("picture", *ratios)
     rows: list[tuple[str, ...]] = []
     for each in warm.pictures:
         cpu = (f"**{each.cpu:.2f}**", verdict(each.cpu, cpu_target(each.picture)))

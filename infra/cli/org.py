@@ -54,10 +54,9 @@ def create(session: Session, organisation: Organisation, rate_limit: NewRateLimi
     epilog=f"--json: organisations: a list of {{{_FIELDS}}}; complete: false if --limit cut it off",
 )
 def list_(session: Session, limit: OptionalLimit = None) -> None:
-    """List all organisations, in no particular order.
+    """List all organisations by name.
 
-    This reads the whole table, generations included, and prints organisations as it finds them:
-    memory does not grow with the table.
+    Credits and limit are empty where the account is missing: `audit` says what is left of it.
     """
     complete = True
 
@@ -76,7 +75,7 @@ def list_(session: Session, limit: OptionalLimit = None) -> None:
         Column("CREDITS", "credits", right=True, min_width=9),
         Column("PER MINUTE", "requestsPerMinute", right=True),
     ]
-    with session.output.progress("Reading the table") as update:
+    with session.output.progress("Reading the accounts") as update:
         count = session.output.listing(
             "organisations", rows(), columns, more=lambda: {"complete": complete}
         )
@@ -191,10 +190,10 @@ def _live_keys(session: Session, organisation: str) -> int:
         return 0
 
 
-def _document(organisation: str, account: Account) -> Row:
+def _document(organisation: str, account: Account | None) -> Row:
     return {
         "organisation": organisation,
-        "credits": account.credits,
-        "requestsPerMinute": account.rate_limit,
-        "suspendedAt": timestamp(account.suspended_at),
+        "credits": account and account.credits,
+        "requestsPerMinute": account and account.rate_limit,
+        "suspendedAt": timestamp(account.suspended_at) if account else None,
     }

@@ -6,15 +6,11 @@ from dataclasses import asdict
 
 import typer
 from aws_lambda_powertools.logging import Logger
-from botocore.exceptions import BotoCoreError
 
-from infra.cli.errors import CommandFailed, explain_client
 from infra.cli.session import Command, Session
 from lib.deadline import Deadline
 from lib.ledger.reconciliation import ROWS_IN_PARALLEL, Reconciler
 from lib.observability import Observation, describe_fault
-from lib.picture.storage import Images, ObjectStore
-from lib.settings import MissingSettingError, Settings
 
 __all__ = ["app"]
 
@@ -34,17 +30,9 @@ def reconcile(session: Session) -> None:
     The deployed function does this every minute; run it by hand when that function cannot. Exits
     with 1 if a generation is neither settled nor refunded. Repeating this is safe.
     """
-    try:
-        settings = Settings.from_environment(session.variables)
-        store = ObjectStore(settings, session.secrets)
-    except MissingSettingError as fault:
-        raise CommandFailed(f"{fault}; set it, or pass --stack-name or --local") from fault
-    except (BotoCoreError, ValueError) as fault:
-        raise CommandFailed(explain_client(fault)) from fault
-    images = Images(store, settings.image_bucket, settings.image_base_url)
-    warnings = _Warnings(settings.service_name)
+    warnings = _Warnings(session.settings.service_name)
     with ThreadPoolExecutor(ROWS_IN_PARALLEL) as pool, session.output.progress("Reconciling"):
-        reconciler = Reconciler(session.ledger, images, run_all=pool.map)
+        reconciler = Reconciler(session.ledger, session.images, run_all=pool.map)
         counts = asdict(reconciler.run(Deadline(RUN_WITHIN_S), warnings))
     session.output.result(
         {**counts, "problems": [{"row": row, "fault": causes} for row, causes in warnings.found]},

@@ -21,6 +21,8 @@ from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Account
 from lib.ledger.table import Table
+from lib.picture.storage import Images, ObjectStore
+from lib.settings import MissingSettingError, Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
@@ -83,6 +85,24 @@ class Session(typer.Context):
         """Secrets Manager."""
         client: SecretsManagerClient = self._client(secrets_manager)
         return client
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the service's functions at the target."""
+        try:
+            return Settings.from_environment(self.variables)
+        except MissingSettingError as fault:
+            raise CommandFailed(f"{fault}; set it, or pass --stack-name or --local") from fault
+
+    @cached_property
+    def images(self) -> Images:
+        """The images in the bucket."""
+        settings = self.settings
+        try:
+            store = ObjectStore(settings, self.secrets)
+        except (BotoCoreError, ValueError) as fault:
+            raise CommandFailed(explain_client(fault)) from fault
+        return Images(store, settings.image_bucket, settings.image_base_url)
 
     def account(self, organisation: str) -> Account:
         """The organisation's account.

@@ -1,12 +1,11 @@
 """The operator's side of the ledger: accounts, grants and the audit of an organisation."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.deadline import Deadline
-from lib.ledger.audit import AuditReport, audit_of
+from lib.ledger.audit import Auditor, AuditReport
 from lib.ledger.rows import (
     DEFAULT_RATE_LIMIT,
     Account,
@@ -14,16 +13,19 @@ from lib.ledger.rows import (
     Item,
     account_key,
     generation_key,
+    listed_organisation,
+    listing_key,
     number,
-    organisation_of,
     string,
 )
-from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
+from lib.ledger.table import ConditionFailed, Reason, Table
 from lib.ledger.usage import Usage, added_up
 
-__all__ = ["Accounts", "GrantRejectedError"]
+if TYPE_CHECKING:
+    from lib.ledger.image_audit import ImageReport
+    from lib.picture.storage import Images
 
-AUDIT_TRIES = 20
+__all__ = ["Accounts", "GrantRejectedError"]
 
 
 class GrantRejectedError(Exception):
@@ -45,20 +47,39 @@ class Accounts:
         item = self._table.get(account_key(organisation), deadline)
         return Account.from_item(item) if item else None
 
+    def exists(self, organisation: str, deadline: Deadline) -> bool:
+        """Whether it has an account, is listed, or has left any row."""
+        keys = (account_key(organisation), listing_key(organisation))
+        if any(self._table.get(key, deadline) for key in keys):
+            return True
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk",
+            "ExpressionAttributeValues": {":pk": account_key(organisation)["pk"]},
+            "ConsistentRead": True,
+            "Limit": 1,
+        }
+        return next(self._table.query(query, deadline), None) is not None
+
     def create(
         self, organisation: str, deadline: Deadline, rate_limit: int = DEFAULT_RATE_LIMIT
     ) -> None:
-        """Opens an account with 0 credits; an existing account stays as it is."""
+        """Opens an account with 0 credits, and lists it; an existing account stays as it is."""
         item = account_key(organisation) | {
             "credits": number(0),
             "createdAt": number(self._now_s()),
             "rateLimit": number(rate_limit),
+            "granted": number(0),
+            "taken": number(0),
+            "returned": number(0),
         }
         # Race: two operators create it, and the first one grants. Without the condition, the second
         # would reset the balance to 0.
         not_there_yet = "attribute_not_exists(pk)"
-        with contextlib.suppress(ConditionFailed):
-            self._table.put({"Item": item, "ConditionExpression": not_there_yet}, deadline)
+        account = {"Item": item, "ConditionExpression": not_there_yet}
+        listing = {"Item": listing_key(organisation)}
+        if self._table.transact([{"Put": account}, {"Put": listing}], deadline):
+            # The account may have lost its place in the list.
+            self._table.put(listing, deadline)
 
     def set_rate_limit(
         self, organisation: str, rate_limit: int, actor: str, deadline: Deadline
@@ -134,12 +155,15 @@ class Accounts:
             "Item": grant.to_item(organisation),
             "ConditionExpression": never_used,
         }
+        # Counters only grow: credits that a grant takes count like those that a reservation takes.
+        counter = "granted" if grant.credits > 0 else "taken"
         add: dict[str, Any] = {
             "Key": account_key(organisation),
             "ConditionExpression": stays_above_zero,
-            "UpdateExpression": "SET credits = credits + :credits",
+            "UpdateExpression": f"ADD {counter} :amount SET credits = credits + :credits",
             "ExpressionAttributeValues": {
                 ":credits": number(grant.credits),
+                ":amount": number(abs(grant.credits)),
                 ":floor": number(max(0, -grant.credits)),
             },
         }
@@ -148,25 +172,21 @@ class Accounts:
             _check_granted(organisation, grant, reasons)
 
     def organisations(self, deadline: Deadline) -> list[str]:
-        """The names of all organisations with an account, sorted; it scans the whole table."""
-        scan: dict[str, Any] = {
-            "FilterExpression": "sk = :account",
-            "ExpressionAttributeValues": {":account": string("ACCOUNT")},
-            "ProjectionExpression": "pk",
-        }
-        return sorted(map(organisation_of, self._table.scan(scan, deadline)))
+        """The names of all organisations, sorted, from the partition that lists them."""
+        return list(self._listed(deadline))
 
-    def all(self, deadline: Deadline) -> Iterator[tuple[str, Account]]:
-        """All organisations and their accounts, in the table's order, page by page.
+    def all(self, deadline: Deadline) -> Iterator[tuple[str, Account | None]]:
+        """All organisations by name, one read each; None for one whose account is missing."""
+        for organisation in self._listed(deadline):
+            yield organisation, self.account(organisation, deadline)
 
-        It scans the whole table and keeps one page in memory.
-        """
-        scan: dict[str, Any] = {
-            "FilterExpression": "sk = :account",
-            "ExpressionAttributeValues": {":account": string("ACCOUNT")},
+    def _listed(self, deadline: Deadline) -> Iterator[str]:
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :orgs",
+            "ExpressionAttributeValues": {":orgs": listing_key("")["pk"]},
+            "ConsistentRead": True,
         }
-        for item in self._table.scan(scan, deadline):
-            yield organisation_of(item), Account.from_item(item)
+        return map(listed_organisation, self._table.query(query, deadline))
 
     def grants(self, organisation: str, deadline: Deadline) -> Iterator[Grant]:
         """The organisation's grants, ordered by id, page by page."""
@@ -196,23 +216,20 @@ class Accounts:
         return added_up(self._table.query(query, deadline))
 
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
-        """Recomputes the organisation's money from its rows; see ``lib.ledger.audit``.
+        """Compares the organisation's rows with its account; see ``lib.ledger.audit``."""
+        return Auditor(self._table, self._clock).audit(organisation, deadline)
 
-        The rows cannot be read at one instant while requests go on, so they are read again until
-        the account is the same before and after; an account that keeps changing counts as
-        unreachable.
+    def audit_images(
+        self, organisation: str, images: "Images", deadline: Deadline
+    ) -> "ImageReport":
+        """Compares the organisation's rows with its objects; see ``lib.ledger.image_audit``.
+
+        Raises:
+            StorageUnreachable
         """
-        query: dict[str, Any] = {
-            "KeyConditionExpression": "pk = :pk",
-            "ExpressionAttributeValues": {":pk": account_key(organisation)["pk"]},
-            "ConsistentRead": True,
-        }
-        for _ in range(AUDIT_TRIES):
-            before = self.account(organisation, deadline)
-            items = list(self._table.query(query, deadline))
-            if self.account(organisation, deadline) == before:
-                return audit_of(organisation, before, items, self._now_s())
-        raise LedgerUnreachable(maybe_done=False)
+        from lib.ledger.image_audit import audit_images  # noqa: PLC0415 - only an operator's
+
+        return audit_images(self._table, images, organisation, deadline)
 
     def _now_s(self) -> int:
         return int(self._clock())

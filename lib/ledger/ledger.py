@@ -248,7 +248,7 @@ class Ledger:
     def _pay_back(generation: Generation, freed_window: int | None = None) -> dict[str, Any]:
         update: dict[str, Any] = {
             "Key": account_key(generation.organisation),
-            "UpdateExpression": "SET credits = credits + :price",
+            "UpdateExpression": "ADD returned :price SET credits = credits + :price",
             "ExpressionAttributeValues": {":price": number(generation.credits)},
         }
         if freed_window is not None:

@@ -108,7 +108,7 @@ class Attempt:
             "Update": {
                 "Key": account_key(self.generation.organisation),
                 "ConditionExpression": f"{has_credits} AND {not_suspended} AND {rate_allows}",
-                "UpdateExpression": f"SET credits = credits - :price, {count}",
+                "UpdateExpression": f"ADD taken :price SET credits = credits - :price, {count}",
                 "ExpressionAttributeValues": values,
             }
         }

@@ -1,14 +1,23 @@
 """The items of the credits table, as Python values and as DynamoDB's JSON.
 
     account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed,
+                                              granted, taken, returned,
                                               and suspendedAt while it is suspended
     generation   pk ORG#<org>  sk GEN#<ms>    one requested image and its outcome
     idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
+    listing      pk ORGS       sk ORG#<org>   that there is such an organisation
 
 ``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds. A generation
 with something left to do carries ``dueShard`` and ``dueAt``, the keys of the sparse index ``Due``:
 while it is reserved, ``dueAt`` is the end of its lease.
+
+The account's counters ``granted``, ``taken`` and ``returned`` are in credits and only grow:
+
+    credits = granted - taken + returned
+
+They change in the same write as ``credits``: by grants, by reservations (and by grants that take
+credits), and by refunds.
 """
 
 import re
@@ -34,6 +43,8 @@ __all__ = [
     "due_shard",
     "generation_key",
     "idempotency_key",
+    "listed_organisation",
+    "listing_key",
     "number",
     "organisation_of",
     "parse_id",
@@ -79,6 +90,16 @@ def idempotency_key(organisation: str, key: str) -> dict[str, dict[str, str]]:
     return {"pk": string(f"ORG#{organisation}"), "sk": string(f"IDEM#{key}")}
 
 
+def listing_key(organisation: str) -> dict[str, dict[str, str]]:
+    """The key of the row that lists the organisation; all of these are one partition."""
+    return {"pk": string("ORGS"), "sk": string(f"ORG#{organisation}")}
+
+
+def listed_organisation(item: Item) -> str:
+    """The organisation that a row of ``ORGS`` lists."""
+    return str(item["sk"]["S"]).removeprefix("ORG#")
+
+
 def organisation_of(item: Item) -> str:
     """The organisation that owns the item."""
     return str(item["pk"]["S"]).removeprefix("ORG#")
@@ -100,7 +121,7 @@ def due_shard(created_ms: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An organisation's balance, its requests in the current minute, and its suspension.
+    """An organisation's balance, its requests in the current minute, counters and suspension.
 
     ``suspension`` is the reason for it; the actors are operators.
     """
@@ -109,6 +130,9 @@ class Account:
     rate_limit: int
     rate_window: int
     rate_used: int
+    granted: int
+    taken: int
+    returned: int
     suspended_at: int | None = None
     suspension: str | None = None
     suspended_by: str | None = None
@@ -122,6 +146,9 @@ class Account:
             rate_limit=_int(item, "rateLimit", DEFAULT_RATE_LIMIT),
             rate_window=_int(item, "rateWindow", 0),
             rate_used=_int(item, "rateUsed", 0),
+            granted=_int(item, "granted", 0),
+            taken=_int(item, "taken", 0),
+            returned=_int(item, "returned", 0),
             suspended_at=_int(item, "suspendedAt"),
             suspension=_str(item, "suspension"),
             suspended_by=_str(item, "suspendedBy"),

@@ -167,20 +167,11 @@ class Table:
 
     def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
         """A query's items, page by page."""
-        return self._pages(self._client.query, query, deadline)
-
-    def scan(self, scan: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
-        """A scan's items, page by page. It reads the whole table."""
-        return self._pages(self._client.scan, scan, deadline)
-
-    def _pages(
-        self, call: Callable[..., Any], arguments: dict[str, Any], deadline: Deadline
-    ) -> Iterator[Item]:
-        request = {"TableName": self.name} | arguments
+        request = {"TableName": self.name} | query
         while True:
             if deadline.passed():
                 raise LedgerUnreachable(maybe_done=False)
-            page = self._call_with_retries(partial(call, **request), deadline)
+            page = self._call_with_retries(partial(self._client.query, **request), deadline)
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return

@@ -9,7 +9,7 @@ returns 412. Source: "Conditional writes" in S3's user guide.
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,9 @@ _TOMBSTONE = "tombstone"
 CREDENTIALS_SETTING = "STORAGE_CREDENTIALS_SECRET"
 # The least time between two reads of the secret because of refusals.
 REREAD_AFTER_S = 5.0
-_OPERATIONS = frozenset({"put_object", "get_object", "head_object", "delete_object"})
+_OPERATIONS = frozenset(
+    {"put_object", "get_object", "head_object", "delete_object", "list_objects_v2"}
+)
 _UNAUTHORIZED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 # Refusals with the status 400. Source: "Error responses" in S3's API reference.
 _CREDENTIAL_CODES = frozenset(
@@ -275,6 +277,26 @@ class Images:
             attempt_id=found["Metadata"].get(_ATTEMPT),
             stored_at=found["LastModified"].timestamp(),
         )
+
+    def stored(self, prefix: str, deadline: Deadline) -> Iterator[tuple[str, int]]:
+        """The keys that begin with ``prefix``, sorted, and the bytes of each, page by page.
+
+        Raises:
+            StorageUnreachable: a page could not be read in time.
+        """
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
+        while True:
+            try:
+                page = self._call_with_retries(
+                    partial(self._client().list_objects_v2, **request), deadline
+                )
+            except StorageFailed as fault:
+                raise StorageUnreachable from fault
+            for each in page.get("Contents", []):
+                yield each["Key"], each["Size"]
+            if not page["IsTruncated"]:
+                return
+            request |= {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
         """Deletes the object ``key``; does nothing if it does not exist.
