@@ -338,7 +338,7 @@ def remove_image(world: World) -> str:
     """The newest settled generation loses its object."""
     lost = nth(world, -1)
     world.process().images.delete(lost.image_key)
-    return lost.id
+    return lost.image_key
 
 
 def store_something(world: World, key: str) -> None:
@@ -351,7 +351,7 @@ def store_refunded(world: World, *, due: bool = False) -> str:
     store_something(world, refunded.image_key)
     if due:
         change(world, f"GEN#{refunded.id}", "SET dueAt = :value", int(world.clock()) + 59)
-    return refunded.id
+    return refunded.image_key
 
 
 def leave_tombstone(world: World) -> None:
@@ -377,14 +377,13 @@ def leave_tombstone(world: World) -> None:
 def test_images_that_are_missing_or_should_not_be_there_are_found(
     world: World, happens: Callable[[World], str | None], finding: str | None
 ) -> None:
-    ended = happens(world)
+    key = happens(world)
     found = audit_images(world)
 
     if finding is None:
         assert found.findings == ()
         return
     (said,) = found.findings
-    key = f"{folder(world)}/{ended}.png"
     assert said.endswith(finding.format(key=key))
 
 

@@ -485,8 +485,8 @@ def test_an_organisation_whose_account_is_gone_is_listed_and_found(
     assert f"{funded}: UNHEALTHY: granted 100, balance 0, drift -100;" in one.out
     assert "\n  the account is missing\n" in one.out
     assert one.out in all_.out
-    gone = {"organisation": funded, "credits": None, "requestsPerMinute": None}
-    assert gone in document(listed)["organisations"]
+    (gone,) = (each for each in document(listed)["organisations"] if each["organisation"] == funded)
+    assert {value for name, value in gone.items() if name != "organisation"} == {None}
     assert run(f"audit {funded}").status == 0
 
 
@@ -815,6 +815,8 @@ def test_the_keys_of_rows_cannot_control_the_operators_terminal(
     key = {"pk": {"S": f"ORG#{name}"}, "sk": {"S": "GEN#1700000000000"}}
     due = {"dueShard": {"S": "0"}, "dueAt": {"N": "1"}}
     table = aws.client("dynamodb")
+    listing = {"pk": {"S": "ORGS"}, "sk": {"S": f"ORG#{name}"}}
+    table.put_item(TableName="hostile", Item=listing)
     table.put_item(TableName="hostile", Item={**key, **due})
     table.put_item(
         TableName="hostile", Item={**key, "sk": {"S": "ACCOUNT"}, "credits": {"N": "-5"}}

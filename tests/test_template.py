@@ -188,7 +188,7 @@ def test_the_routes_without_a_key_have_throttles_of_their_own(in_s3: Variant) ->
 
 @pytest.mark.parametrize("domain", ["", "api.example"])
 def test_a_domain_closes_the_way_around_it_and_is_the_public_url(domain: str) -> None:
-    variant = Variant(DOCUMENT, {"ApiDomainName": domain, "ApiCertificateArn": "arn:aws:acm:::two"})
+    variant = Variant(DOCUMENT, {"ApiDomainName": domain, "ApiCertificateArn": CERTIFICATE})
     (api,) = properties_of(variant, "AWS::Serverless::HttpApi").values()
     functions = properties_of(variant, "AWS::Serverless::Function").values()
 
