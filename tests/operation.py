@@ -35,7 +35,7 @@ from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Generation, Grant
 from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
-from tests.cloudformation import DOCUMENT, Variant
+from tests.cloudformation import DOCUMENT, ON_R2, Variant
 from tests.world import small_picture
 
 __all__ = ["R2_KEY_ID", "Invocation", "Need", "Recording", "recorded"]
@@ -115,6 +115,7 @@ def recorded(*, on_r2: bool = False) -> Iterator[Recording]:
             **variant.environment(),
             **aws.environment(),
             "GOOGLE_GEMINI_BASE_URL": stand_in.url,
+            **({"STORAGE_ENDPOINT_URL": aws.url} if on_r2 else {}),
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
@@ -138,7 +139,7 @@ def _deployed(aws: EmbeddedAws, *, on_r2: bool) -> Variant:
         pair = {"accessKeyId": R2_KEY_ID, "secretAccessKey": "r2"}
         aws.create_secret(R2_SECRET, json.dumps(pair))
         parameters = {
-            "StorageEndpointUrl": aws.url,
+            "StorageEndpointUrl": ON_R2["StorageEndpointUrl"],
             "R2Bucket": f"r2-{aws.account_id}",
             "ImageBaseUrl": "https://images.example",
             "StorageCredentialsSecret": R2_SECRET,

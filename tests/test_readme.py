@@ -178,6 +178,8 @@ def comparable(text: str) -> tuple[str, set[str], Any]:
 def reader(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Reader:
+    # boto3's session keeps the credentials of the first test that made a client.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     return Reader(terminal, monkeypatch, output=lambda: capsys.readouterr().out)
 
 
