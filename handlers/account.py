@@ -42,12 +42,13 @@ from lib.observability import Observation
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-__all__ = ["DEFAULT_ROUTE", "GENERATE_ROUTE", "handler"]
+__all__ = ["DEFAULT_ROUTE", "DELETE_ROUTE", "GENERATE_ROUTE", "handler"]
 
 # What API Gateway calls the route of requests that match no other.
 DEFAULT_ROUTE = "$default"
-# The one route of the generate function.
+# The routes of the functions that write.
 GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
+DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -178,21 +179,29 @@ def _history(
 
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:
     """A generation as its organisation sees it."""
-    created_at = datetime.fromtimestamp(generation.created_ms / 1000, UTC)
+    deleted_at = generation.deleted_at
     settled = generation.status is Status.SETTLED
     refunded = generation.status is Status.REFUNDED
     return GenerationResponse(
         id=generation.id,
         status=generation.status.value,
-        createdAt=created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        prompt=generation.prompt,
+        createdAt=_timestamp(generation.created_ms / 1000, "milliseconds"),
+        prompt=generation.prompt if deleted_at is None else None,
         aspectRatio=generation.aspect_ratio,
-        imageUrl=service.image_url(generation.image_key) if settled else None,
+        imageUrl=(
+            service.image_url(generation.image_key) if settled and deleted_at is None else None
+        ),
         creditsCharged=CREDITS_PER_IMAGE if settled else None,
         durationMs=generation.duration_ms if settled else None,
         message=public_message(generation.failure_code or "") if refunded else None,
         creditsRefunded=CREDITS_PER_IMAGE if refunded else None,
+        deletedAt=None if deleted_at is None else _timestamp(deleted_at, "seconds"),
     )
+
+
+def _timestamp(epoch_s: float, precision: str) -> str:
+    """ISO 8601, in UTC."""
+    return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec=precision)[:-6] + "Z"
 
 
 _OPEN: dict[str, Callable[[Event, str], Response]] = {
@@ -205,9 +214,10 @@ _ROUTES: dict[str, Callable[[Dependencies, str, Event, Deadline], dict[str, obje
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
 }
+_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE)
 _PATHS = tuple(
     (verb, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
-    for verb, path in (route.split(" ") for route in (*_OPEN, *_ROUTES, GENERATE_ROUTE))
+    for verb, path in (route.split(" ") for route in _DEPLOYED)
 )
 
 

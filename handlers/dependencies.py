@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lib.generation import Generations
     from lib.jobs import Jobs
     from lib.ledger.accounts import Accounts
+    from lib.ledger.deletion import Deletions
     from lib.ledger.reconciliation import Reconciler
     from lib.picture.gemini import Gemini
 
@@ -108,6 +109,13 @@ class Dependencies:
         queue_url = self.settings.jobs_queue_url
         queue = JobQueue(sqs(self.settings.aws_region), queue_url) if queue_url else None
         return Jobs(self.generations, self.ledger, self.images, queue)
+
+    @cached_property
+    def deletions(self) -> "Deletions":
+        """Deletes images and prompts."""
+        from lib.ledger.deletion import Deletions  # noqa: PLC0415 - only one function needs it
+
+        return Deletions(self._table, self.ledger, self.images)
 
     @cached_property
     def reconciler(self) -> "Reconciler":

@@ -9,8 +9,10 @@
     │   ├── NotFound             404   also for another organisation's generation
     │   ├── MethodNotAllowed     405   names the methods of the path
     │   ├── GenerationInFlight   409   a request with this idempotency key is in progress
+    │   ├── GenerationReserved   409   the generation has not ended yet
     │   ├── BodyTooLarge         413
     │   ├── IdempotencyKeyReused 422   the key was used with another body
+    │   ├── ImageDeleted         422   the image that the key paid for was deleted
     │   ├── RateLimited          429   the organisation used up this minute's requests
     │   └── Busy                 429   no reservation could be made in time; try again
     ├── GenerationFailed         500   after the reservation, which is refunded
@@ -41,7 +43,9 @@ __all__ = [
     "ContentRejected",
     "GenerationFailed",
     "GenerationInFlight",
+    "GenerationReserved",
     "IdempotencyKeyReused",
+    "ImageDeleted",
     "InsufficientCredits",
     "InvalidRequest",
     "JobNotQueued",
@@ -203,6 +207,14 @@ class IdempotencyKeyReused(RequestRejected):
     error = "This Idempotency-Key was used with a different request body"
 
 
+class ImageDeleted(RequestRejected):
+    """The idempotency key has paid for an image that was deleted since: no second one is made."""
+
+    status = 422
+    code = "image_deleted"
+    error = "The image of this Idempotency-Key was deleted"
+
+
 class _Later(RequestRejected):
     """Refused for now; the customer may retry after ``retry_after_s`` whole seconds."""
 
@@ -220,6 +232,14 @@ class GenerationInFlight(_Later):
     status = 409
     code = "generation_in_flight"
     error = "A request with this Idempotency-Key is still in progress"
+
+
+class GenerationReserved(_Later):
+    """The generation is neither settled nor refunded yet."""
+
+    status = 409
+    code = "generation_reserved"
+    error = "This generation is still in progress"
 
 
 class RateLimited(_Later):

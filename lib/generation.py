@@ -9,6 +9,7 @@ up: an image is deleted only after its generation is known to be refunded.
     still in doubt    respond that the outcome is pending; the reconciler decides
     settle refused    the reconciler refunded first: delete the image, respond with 500
     settle lost       the image is stored, so respond with 200; the reconciler settles
+    deleted           the customer was faster: delete the image, respond with 200; it is charged
 
 An asynchronous generation has a queue in the middle: see ``lib.jobs``.
 """
@@ -205,13 +206,18 @@ class Generations:
     ) -> Finished:
         try:
             with observation.timed("LedgerMs"):
-                self._ledger.settle(generation, duration_ms, deadline.within(SETTLE_WITHIN_S))
+                may_stay = self._ledger.settle(
+                    generation, duration_ms, deadline.within(SETTLE_WITHIN_S)
+                )
         except ReservationGone as fault:
             self._delete(generation, observation)
             raise self.lost(generation, observation) from fault
         except Exception as fault:  # noqa: BLE001 - the image is stored: the reconciler settles
             observation.count("SettlesLeftToReconciler")
             observation.warning("settle failed: left to the reconciler", fault)
+        else:
+            if not may_stay:
+                self._delete(generation, observation)
         return self._charged(generation, duration_ms, observation)
 
     def refund(
@@ -286,11 +292,11 @@ class Generations:
         return Finished(self._images.url(generation.image_key), duration_ms, replayed)
 
     def _delete(self, generation: Generation, observation: Observation) -> None:
-        """Removes the image of a refunded generation; the reconciler looks once more later."""
+        """Removes the image of a generation that lost it; the reconciler looks once more later."""
         try:
             self._images.delete(generation.image_key)
         except StorageUnreachable as fault:
-            observation.warning("the image of a refunded generation remains", fault)
+            observation.warning("an image that has to go remains", fault)
 
     def _age_ms(self, generation: Generation) -> int:
         return max(0, round(self._clock() * 1000) - generation.created_ms)

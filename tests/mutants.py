@@ -27,6 +27,7 @@ LEDGER = "tests/test_ledger.py::"
 RECONCILIATION = "tests/test_reconciliation.py::"
 ENDINGS = "tests/test_endings.py::"
 STORAGE = "tests/test_storage.py::"
+DELETION = "tests/test_deletion.py::"
 CRASHES = "tests/test_crashes.py::test_no_fault_at_any_call_loses_or_creates_a_credit_on_moto"
 ORDERS = "tests/test_interleavings.py::test_the_books_are_sound_in_every_order_on_moto"
 HISTORIES = (
@@ -85,6 +86,7 @@ in_accounts = partial(Mutant, "lib/ledger/accounts.py")
 in_audit = partial(Mutant, "lib/ledger/audit.py")
 in_image_audit = partial(Mutant, "lib/ledger/image_audit.py")
 in_replay = partial(Mutant, "lib/ledger/replay.py")
+in_deletion = partial(Mutant, "lib/ledger/deletion.py")
 in_reconciliation = partial(Mutant, "lib/ledger/reconciliation.py")
 in_storage = partial(Mutant, "lib/picture/storage.py")
 in_clients = partial(Mutant, "lib/clients.py")
@@ -324,7 +326,7 @@ MUTANTS = (
         "let a tombstone be cached",
         STORAGE + "test_a_tombstone_keeps_the_image_out_and_is_not_cached[moto]",
         '_TOMBSTONE, "no-store",',
-        "_TOMBSTONE, _CACHE_FOREVER,",
+        "_TOMBSTONE, _CACHE_A_DAY,",
     ),
     in_clients(
         "assume that a lost response had no effect",
@@ -673,6 +675,79 @@ MUTANTS = (
         WORKER + "test_the_image_that_a_dead_worker_stored_is_charged_and_not_drawn_again",
         "if redelivered and self._ended_by_earlier_delivery(",
         "if not redelivered and self._ended_by_earlier_delivery(",
+    ),
+    # Delete
+    in_deletion(
+        "delete a generation in any status",
+        DELETION + "test_a_deletion_is_refused_as_it_says",
+        'settled = "#status = :settled"',
+        'settled = "(#status = :settled OR attribute_exists(pk))"',
+    ),
+    in_deletion(
+        "mark a deleted generation without making it due",
+        CRASHES + "[delete]",
+        "dueShard = :shard,",
+        "seenShard = :shard,",
+    ),
+    in_deletion(
+        "keep the prompt of a deleted generation",
+        CRASHES + "[delete]",
+        "dueAt = if_not_exists(dueAt, :now) REMOVE prompt",
+        "dueAt = if_not_exists(dueAt, :now)",
+    ),
+    in_deletion(
+        "bring forward the later visit of a deleted generation",
+        DELETION + "test_a_repeated_deletion_leaves_the_later_visit_as_it_is_planned",
+        "dueAt = if_not_exists(dueAt, :now)",
+        "dueAt = :now",
+    ),
+    in_deletion(
+        "clean up after a refund before its time",
+        DELETION + "test_a_refunds_own_visit_stays_planned",
+        "SET deletedAt = if_not_exists(deletedAt, :now) REMOVE prompt",
+        "SET deletedAt = if_not_exists(deletedAt, :now) REMOVE prompt, dueAt",
+    ),
+    in_deletion(
+        "do not come back after the deletion of a fresh image",
+        ORDERS + "[a deletion and a late delivery]",
+        "if now_s < writers_end:",
+        "if now_s > writers_end:",
+    ),
+    in_deletion(
+        "take a deleted generation for done before its object is removed",
+        CRASHES + "[delete later]",
+        "    images.delete(generation.image_key)\n",
+        "    ledger.clear_due(generation, deadline)\n    images.delete(generation.image_key)\n",
+    ),
+    in_ledger(
+        "let a late image of a deleted generation stay",
+        DELETION + "test_a_late_worker_removes_the_image_that_its_customer_has_deleted",
+        'return "deletedAt" not in (fault.item or {})',
+        "return True",
+    ),
+    in_endings(
+        "leave the tombstone of a deleted generation",
+        DELETION + "test_a_tombstone_that_comes_after_a_deletion_is_removed",
+        "made in (Refund.MADE_BEFORE, Refund.SETTLED)",
+        "made is Refund.MADE_BEFORE",
+    ),
+    in_reconciliation(
+        "remove a settled image that is due and not deleted",
+        DELETION + "test_a_settled_image_that_is_due_and_not_deleted_stays",
+        "found.status is Status.SETTLED and found.deleted_at is not None",
+        "found.status is Status.SETTLED",
+    ),
+    in_reconciliation(
+        "never remove a deleted image that is due",
+        CRASHES + "[reconciler deletes]",
+        "found.status is Status.SETTLED and found.deleted_at is not None",
+        "False",
+    ),
+    in_reservation(
+        "replay the dead URL of a deleted image",
+        DELETION + "test_a_key_counts_for_a_day_after_its_image_was_deleted",
+        "if earlier.deleted_at is not None:",
+        "if earlier.deleted_at == 0:",
     ),
     in_worker(
         "worker: acknowledge a job that was never begun",

@@ -44,11 +44,12 @@ GENERATE = "POST /api/v1/models/gemini/generate"
 CREDITS = "GET /api/v1/billing/credits"
 HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
+DELETE = "DELETE /api/v1/generations/{id}"
 R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
 # A prompt with this text loses its reservation while the model draws.
 REFUNDED_MEANWHILE = "[refunded meanwhile]"
-_HANDLERS = ("account", "audit", "generate", "reconcile", "worker")
+_HANDLERS = ("account", "audit", "delete", "generate", "reconcile", "worker")
 _FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "POWERTOOLS_")
 _TRANSACTED = {
     "Put": "PutItem",
@@ -185,6 +186,7 @@ class _Driver:
         self._failures_of_the_ledger()
         self._due_rows()
         self._jobs()
+        self._deletions()
         self._audit()
 
     def _requests(self) -> None:
@@ -292,6 +294,35 @@ class _Driver:
         self._change("acme", "ACCOUNT", "ADD credits :value", 5)
         assert self._call("handlers.audit.handler", {})["findings"] == 1
 
+    def _deletions(self) -> None:
+        self._open_account("forgetful", 1000)
+        self._generate("A fox", 200)
+        self._generate("A fox [fail:safety]", 500)
+        reserved = self._generate("A hen", 202, prefer="respond-async")["id"]
+        rows = self._rows("forgetful")
+        ids = {each["status"]["S"]: each["sk"]["S"][4:] for each in rows if "status" in each}
+        self._fail("DeleteObject", _unreachable())
+        self._delete(500, ids["settled"])
+        self._expire("forgetful")
+        self._reconcile(refunded=1, swept=1)
+        self._change("forgetful", f"GEN#{ids['settled']}", "SET settledAt = :value", 1)
+        for _ in range(2):
+            self._delete(204, ids["settled"])
+        self._delete(204, ids["refunded"])
+        self._delete(204, reserved)
+        self._read(ONE, 200, ids["settled"])
+        self._delete(404, "1000000000000")
+        self._generate("A cow", 202, prefer="respond-async")
+        (row,) = (
+            each for each in self._rows("forgetful") if each.get("status") == {"S": "reserved"}
+        )
+        self._delete(409, row["sk"]["S"][4:])
+        self._key = new_key("unknown")
+        self._delete(401, reserved)
+
+    def _delete(self, status: int, generation: str) -> None:
+        self._request("delete", DELETE, status, {}, None, {"id": generation})
+
     def _next_job(self) -> str:
         queue = self._aws.client("sqs")
         url = self._environment["JOBS_QUEUE_URL"]
@@ -336,7 +367,7 @@ class _Driver:
         }
         answer = self._call(f"handlers.{function}.handler", event)
         assert answer["statusCode"] == status, (route, answer)
-        return json.loads(answer["body"])
+        return json.loads(answer["body"] or "null")
 
     def _reconcile(self, **endings: int) -> None:
         answer = self._call("handlers.reconcile.handler", {})

@@ -356,6 +356,7 @@ def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> N
     ("module", "foreign"),
     [
         ("handlers.account", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
+        ("handlers.delete", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
         ("handlers.reconcile", {"google", "httpx2", "pydantic"}),
         ("handlers.audit", {"PIL", "deflate", "google", "httpx2", "pydantic"}),
     ],

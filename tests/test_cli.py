@@ -775,6 +775,7 @@ def test_everything_that_is_stored_about_a_generation_is_shown(
         "idempotencyKey": "key of a red fox",
         "keyId": "key_3fZk0W9xQvTb",
         "refundedAt": None,
+        "deletedAt": None,
         "dueAt": None,
     }
     for line in (f"show {funded} {made.id}", f"list {funded}"):

@@ -157,7 +157,7 @@ def test_a_success_is_four_fields_and_one_png_of_the_requested_shape(
     assert found, key
     assert before_ms <= int(found[1]) <= time.time() * 1000
     stored = stack.aws.client("s3").head_object(Bucket=stack.bucket, Key=key)
-    assert stored["CacheControl"] == "public, max-age=31536000, immutable"
+    assert stored["CacheControl"] == "public, max-age=86400, immutable"
     assert fetch(body["imageUrl"]).headers["cache-control"] == stored["CacheControl"]
 
 

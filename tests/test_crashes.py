@@ -11,11 +11,13 @@ from functools import partial
 
 import pytest
 
-from lib.deadline import FUNCTION_TIMEOUT_S
+from lib.deadline import FUNCTION_TIMEOUT_S, WORKER_LEASE_S
 from lib.errors import (
     ContentRejected,
     GenerationFailed,
     GenerationInFlight,
+    GenerationReserved,
+    ImageDeleted,
     ModelOverloaded,
     ModelTimedOut,
     ModelUnavailable,
@@ -58,7 +60,7 @@ class Path:
         return world
 
 
-ask, accept = World.request, World.accept
+ask, accept, delete = World.request, World.accept, World.delete
 ask_with_key, accept_with_key = partial(ask, key=KEY), partial(accept, key=KEY)
 
 
@@ -125,6 +127,23 @@ def swept(world: World) -> None:
     assert [each.due_at for each in world.generations()] == [None]
 
 
+def deleted_before(world: World) -> None:
+    settled_before(world)
+    assert world.delete(world.process()) is True
+
+
+def deleted_later(world: World) -> None:
+    settled_by_a_worker(world)
+    world.clock.sleep(WORKER_LEASE_S)
+
+
+def deleted_in_part(world: World) -> None:
+    settled_before(world)
+    died_at_the_object = Network(strikes_at=1, fault=Fault.KILLED_BEFORE)
+    assert world.delete(world.process(died_at_the_object)) is False
+    assert len(world.stored_keys()) == 1
+
+
 def a_request_before(world: World) -> None:
     assert isinstance(world.request(world.process()), Finished)
 
@@ -168,10 +187,20 @@ PATHS = [
     Path("work that comes too late", work, never_delivered, expected=NONE),
     Path("work that comes after the sweep", work, swept, expected=NONE),
     Path("reconciler refunds a job", reconcile, accepted_before, expected=NONE),
+    Path("delete", delete, settled_before, expected=bool),
+    Path("delete later", delete, deleted_later, expected=bool),
+    Path("delete twice", delete, deleted_before, expected=bool),
+    Path("delete what is refunded", delete, refunded_by_the_reconciler, expected=bool),
+    Path("delete what is reserved", delete, in_flight, expected=GenerationReserved),
+    Path("same key deleted", ask_with_key, deleted_before, expected=ImageDeleted),
+    Path("reconciler deletes", reconcile, deleted_in_part, expected=NONE),
 ]
 
 
-FAST = {"success with a key", "no credits", "rate limited", "failure: ContentRejected", "accept"}
+FAST = {
+    *("success with a key", "no credits", "rate limited", "failure: ContentRejected", "accept"),
+    "delete",
+}
 
 
 @pytest.mark.parametrize(
@@ -277,6 +306,8 @@ def _strike(path: Path, world: World, network: Network, where: str) -> None:
     world.deliver()
 
     assert world.violations() == [], where
+    if answer is True:
+        assert [each.deleted_at is None for each in world.generations()] == [False], where
     settled = [each for each in world.generations() if each.status is Status.SETTLED]
     if isinstance(answer, Finished):
         urls = [f"https://images.example/{each.image_key}" for each in settled]

@@ -210,6 +210,7 @@ WITH_ROUTES = {each.name for each in FUNCTIONS if each.routes}
 # The functions of which a new value publishes a version.
 PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the model": ({"GeminiModel": "another-model"}, ALL),
+    "the images' age": ({"ImageRetentionDays": "30"}, set()),
     "the images' domain": (
         {"ImageDomainName": "images.example", "ImageCertificateArn": CERTIFICATE},
         ALL,

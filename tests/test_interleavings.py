@@ -14,6 +14,8 @@ from lib.deadline import LEASE_S, QUEUED_WITHIN_S
 from lib.errors import (
     ContentRejected,
     GenerationInFlight,
+    GenerationReserved,
+    ImageDeleted,
     InsufficientCredits,
     ServiceError,
 )
@@ -27,6 +29,8 @@ from tests.world import Call, Fault, Network, Sandbox, World
 KEY = "order-1"
 # Calls of a request in an open minute: reserve, generate, put, settle.
 PUT, SETTLE = 2, 3
+# Calls of a deletion: mark, remove the object, plan the next visit.
+REMOVE = 1
 # Calls of an asynchronous one: reserve, send, extend the lease.
 SEND = 1
 # Calls of a delivery: extend the lease, generate, put, settle.
@@ -34,6 +38,7 @@ MODEL = 1
 
 
 ask, accept, reconcile = World.request, World.accept, World.reconcile
+delete = World.delete
 ask_with_key, accept_with_key = partial(ask, key=KEY), partial(accept, key=KEY)
 
 
@@ -67,6 +72,18 @@ def receive(world: World, process: Sandbox) -> Any:
     """A worker gets what is in the queue at a moment that the schedule picks."""
     messages = process.network.call(Call("sqs", "receive_message"), world.mailbox.messages.copy)
     return [world.work(process, message) for message in messages]
+
+
+def deliver_and_delete(world: World, process: Sandbox) -> Any:
+    """A worker gets the one job, and its customer deletes what it made."""
+    deliver(world, process)
+    return world.delete(process)
+
+
+def reconcile_and_delete(world: World, process: Sandbox) -> Any:
+    """The reconciler runs when the leases have passed, and the customer deletes what it settled."""
+    reconcile_later(world, process)
+    return world.delete(process) if world.generations() else False
 
 
 def urls(world: World, *statuses: Status) -> set[str]:
@@ -156,6 +173,25 @@ def at_most_one_got_it(world: World, answers: dict[str, Any]) -> None:
     assert len(charged) <= 1
 
 
+def what_is_deleted_is_gone(world: World, answers: dict[str, Any]) -> None:
+    """In the end what the customer was told to be deleted is deleted, and its money is sound."""
+    every_job_ends(world, answers)
+    (generation,) = world.generations() or (None,)
+    deletions = [each for name, each in answers.items() if name.startswith("customer")]
+    if True in deletions:
+        assert generation is not None
+        assert generation.deleted_at is not None
+        assert world.stored_keys() == set()
+    assert all(isinstance(each, bool | GenerationReserved | None) for each in deletions)
+
+
+def no_second_image(world: World, answers: dict[str, Any]) -> None:
+    """As above, and a retry with the key of a deleted image is refused, not charged again."""
+    what_is_deleted_is_gone(world, answers)
+    assert isinstance(answers["retry"], Finished | ImageDeleted | None)
+    assert world.balance() == 95
+
+
 def abandoned(world: World, *, with_image: bool, key: str | None = None) -> None:
     dies_at = SETTLE if with_image else PUT
     assert world.request(world.process(Network(dies_at, Fault.KILLED_BEFORE)), key) is None
@@ -169,6 +205,15 @@ def refunded_before(world: World) -> None:
 
 def accepted_before(world: World) -> None:
     assert isinstance(world.accept(world.process()), Accepted)
+
+
+def settled_before(world: World) -> None:
+    assert isinstance(world.request(world.process(), KEY), Finished)
+
+
+def deleted_in_part(world: World) -> None:
+    settled_before(world)
+    assert world.delete(world.process(Network(REMOVE, Fault.KILLED_BEFORE))) is False
 
 
 def _scene(
@@ -305,6 +350,39 @@ SCENES = {
         one_image_for_the_key,
         prepare=lambda world: abandoned(world, with_image=True, key=KEY),
     ),
+    "a deletion and a delivery": _scene(
+        (Actor("customer", delete), Actor("worker", deliver)),
+        what_is_deleted_is_gone,
+        prepare=accepted_before,
+    ),
+    "a deletion and a late delivery": _scene(
+        (Actor("customer", deliver_and_delete), Actor("worker", deliver)),
+        what_is_deleted_is_gone,
+        prepare=accepted_before,
+    ),
+    "a deletion and the reconciler": _scene(
+        (Actor("customer", deliver_and_delete), Actor("reconciler", reconcile_later)),
+        what_is_deleted_is_gone,
+        prepare=accepted_before,
+    ),
+    "a deletion and a slow request": _scene(
+        (Actor("customer", reconcile_and_delete), Actor("slow", ask)), what_is_deleted_is_gone
+    ),
+    "two deletions": _scene(
+        (Actor("customer", delete), Actor("customer's retry", delete)),
+        what_is_deleted_is_gone,
+        prepare=settled_before,
+    ),
+    "a repeated deletion and the reconciler": _scene(
+        (Actor("customer", delete), Actor("reconciler", reconcile)),
+        what_is_deleted_is_gone,
+        prepare=deleted_in_part,
+    ),
+    "a deletion and a retry of the request": _scene(
+        (Actor("customer", delete), Actor("retry", ask_with_key)),
+        no_second_image,
+        prepare=settled_before,
+    ),
 }
 # The limit of preemptions where all orders would take minutes.
 SWITCHES = {
@@ -315,6 +393,9 @@ SWITCHES = {
     "a delivery whose clock is 90 s behind and the reconciler": 1,
     "a late delivery and a reconciler whose index lags": 2,
     "two reconcilers, of which one has an index that lags": 1,
+    "a deletion and a late delivery": 1,
+    "a deletion and the reconciler": 1,
+    "a deletion and a slow request": 1,
 }
 # Two crashes, with one preemption.
 TWO_CRASHES = (

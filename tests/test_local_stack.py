@@ -194,7 +194,7 @@ UNROUTED = {
     ("POST", "/healthz"): (405, "GET, HEAD"),
     ("GET", "/api/v1/models/gemini/generate"): (405, "POST"),
     ("PUT", "/api/v1/generations"): (405, "GET"),
-    ("PATCH", "/api/v1/generations/1795390356254"): (405, "GET"),
+    ("PATCH", "/api/v1/generations/1795390356254"): (405, "DELETE, GET"),
     ("GET", "/api/v1/generations/"): (404, None),
     ("GET", "/api/v1/models"): (404, None),
     ("POST", "/$default"): (404, None),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.real
 FUNCTIONS = (
     "GenerateFunction",
     "AccountFunction",
+    "DeleteFunction",
     "WorkerFunction",
     "ReconcileFunction",
     "AuditFunction",
@@ -279,7 +280,7 @@ def test_a_function_that_only_reads_can_change_nothing(
 @pytest.mark.parametrize(
     ("secret", "readers"),
     [
-        ("gemini-generate/orgs/acme", {"GenerateFunction", "AccountFunction"}),
+        ("gemini-generate/orgs/acme", {"GenerateFunction", "AccountFunction", "DeleteFunction"}),
         ("pictures-GeminiApiKey", {"GenerateFunction", "WorkerFunction"}),
         ("another-stack/orgs/acme", set()),
         ("gemini-generate/orgs-of-another/acme", set()),
@@ -300,7 +301,7 @@ def readers_of(variant: Variant, secret: str) -> set[str]:
 
 
 def test_r2s_credentials_are_readable_only_with_r2(variant: Variant) -> None:
-    need_storage = {"GenerateFunction", "WorkerFunction", "ReconcileFunction"}
+    need_storage = set(FUNCTIONS) - {"AccountFunction", "AuditFunction"}
 
     expected = need_storage if variant.condition("UseR2") else set()
     assert readers_of(variant, "r2/credentials") == expected

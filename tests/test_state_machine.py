@@ -1,4 +1,4 @@
-"""Any history of grants, requests, jobs, failures, crashes, retries, reconciles and passing time.
+"""Any history of grants, requests, jobs, failures, crashes, retries, deletions and reconciles.
 
 Hypothesis generates the history, and this module keeps a plain account of it: the credits, and the
 fate of each open reservation. The service must agree after every step. Any message that was ever
@@ -24,11 +24,13 @@ from lib.errors import (
     ContentRejected,
     GenerationFailed,
     GenerationInFlight,
+    GenerationReserved,
+    ImageDeleted,
     InsufficientCredits,
     JobNotQueued,
 )
 from lib.generation import Accepted, Finished
-from lib.ledger.rows import Grant
+from lib.ledger.rows import Grant, Status
 from tests.engines import Engine
 from tests.reporting import tally
 from tests.world import Fault, Network, World
@@ -41,6 +43,8 @@ RESERVE, MODEL, PUT, SETTLE = range(4)
 SEND, EXTEND_FOR_THE_QUEUE = 1, 2
 # The first call of a delivery; the others are those of a request.
 EXTEND = 0
+# Calls of a deletion: mark, remove the object, plan the next visit.
+MARK, VISIT = 0, 2
 DEATHS = st.sampled_from([Fault.KILLED_BEFORE, Fault.KILLED_AFTER])
 
 
@@ -83,6 +87,7 @@ class Money(RuleBasedStateMachine):
         self.granted = 0
         self.open: list[Open] = []
         self.urls: dict[str, str] = {}
+        self.deleted: set[str] = set()
         self.freed: set[str | None] = set()
 
     def teardown(self) -> None:
@@ -179,7 +184,9 @@ class Money(RuleBasedStateMachine):
         process = self.world.process()
         met = self.met(key, asynchronous=False)
         answer = self.world.request(process, key)
-        if key in self.urls:
+        if key in self.deleted:
+            assert isinstance(answer, ImageDeleted)
+        elif key in self.urls:
             assert isinstance(answer, Finished)
             assert (answer.replayed, answer.image_url) == (True, self.urls[key])
         elif met == "settled":
@@ -256,7 +263,9 @@ class Money(RuleBasedStateMachine):
         self.extra_calls(key)
         met = self.met(key, asynchronous=True)
         answer = self.world.accept(self.world.process(), key)
-        if key in self.urls:
+        if key in self.deleted:
+            assert isinstance(answer, ImageDeleted)
+        elif key in self.urls:
             assert isinstance(answer, Finished)
             assert (answer.replayed, answer.image_url) == (True, self.urls[key])
         elif met == "settled":
@@ -333,6 +342,23 @@ class Money(RuleBasedStateMachine):
             self.settled(job)
         elif done > PUT + looks:
             job.stored = True
+
+    @precondition(lambda self: self.world.generations())
+    @rule(which=st.integers(0, 7), call=st.integers(MARK, VISIT), fault=st.none() | DEATHS)
+    def delete(self, which: int, call: int, fault: Fault | None) -> None:
+        """The money does not change, whatever is deleted, and wherever the sandbox dies."""
+        generations = self.world.generations()
+        found = generations[which % len(generations)]
+        network = Network() if fault is None else Network(call, fault)
+        answer = self.world.delete(self.world.process(network), found.created_ms)
+        if found.status is Status.RESERVED:
+            assert answer is False or isinstance(answer, GenerationReserved)
+            return
+        assert isinstance(answer, bool)
+        after = next(each for each in self.world.generations() if each.id == found.id)
+        assert fault is not None or (answer and after.deleted_at is not None)
+        if after.deleted_at is not None and after.status is Status.SETTLED:
+            self.deleted |= {key for key, url in self.urls.items() if url.endswith(after.image_key)}
 
     @rule(seconds=st.sampled_from([1, 30, 70, WORKER_LEASE_S, JOB_WAITS_S]))
     def time_passes(self, seconds: int) -> None:

@@ -35,7 +35,7 @@ def test_an_image_is_a_png_that_may_be_cached_for_ever(world: World) -> None:
     stored = world.engine.s3.get_object(Bucket=world.engine.bucket, Key=KEY)
     assert stored["Body"].read() == b"bytes"
     assert stored["ContentType"] == "image/png"
-    assert stored["CacheControl"] == "public, max-age=31536000, immutable"
+    assert stored["CacheControl"] == "public, max-age=86400, immutable"
     assert images(world).url(KEY) == f"https://images.example/{KEY}"
 
 

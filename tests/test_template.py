@@ -47,6 +47,7 @@ GATEWAY_TIMEOUT_S = 30
 CHOICES: list[dict[str, object]] = [
     ON_R2,
     {"ImageDomainName": "images.example", "ImageCertificateArn": CERTIFICATE},
+    {"ImageRetentionDays": 30},
     {"ApiDomainName": "api.example", "ApiCertificateArn": CERTIFICATE},
     {"AlarmEmail": "pager@example.com", "NoticeEmail": "operator@example.com"},
     {"ReservedConcurrency": 20},
@@ -164,7 +165,7 @@ def test_browsers_anywhere_may_call_and_read_the_headers_of_the_contract() -> No
 
     assert cors == Cors(
         origins=("*",),
-        methods=("GET", "POST"),
+        methods=("DELETE", "GET", "POST"),
         headers=("authorization", "content-type", "idempotency-key", "prefer"),
         expose=cors.expose,
         max_age_s=cors.max_age_s,
@@ -345,6 +346,27 @@ def test_the_bucket_is_retained_private_and_encrypted(in_s3: Variant) -> None:
             "ServerSideEncryptionConfiguration": [{"ServerSideEncryptionByDefault": encryption}]
         },
     }
+
+
+def test_images_are_kept_unless_a_number_of_days_is_chosen(in_s3: Variant) -> None:
+    chosen = Variant(DOCUMENT, {"ImageRetentionDays": "30"})
+    (rule,) = only(chosen, "AWS::S3::Bucket")["LifecycleConfiguration"]["Rules"]
+
+    assert "LifecycleConfiguration" not in only(in_s3, "AWS::S3::Bucket")
+    assert (rule["Status"], rule["Prefix"], rule["ExpirationInDays"]) == (
+        "Enabled",
+        "generated/",
+        "30",
+    )
+
+
+def test_a_deleted_image_leaves_the_cache_within_a_day(in_s3: Variant) -> None:
+    distribution = only(in_s3, "AWS::CloudFront::Distribution")["DistributionConfig"]
+    cache = only(in_s3, "AWS::CloudFront::CachePolicy")["CachePolicyConfig"]
+
+    assert distribution["DefaultCacheBehavior"]["CachePolicyId"] == in_s3.name_of("ImageCache")
+    assert (cache["MinTTL"], cache["MaxTTL"]) == (0, 86400)
+    assert in_s3.outputs()["ImageDistributionId"] == in_s3.name_of("ImageDistribution")
 
 
 def test_only_the_distribution_reads_the_bucket_and_only_with_tls(in_s3: Variant) -> None:

@@ -26,6 +26,7 @@ from lib.generation import Accepted, Finished, Generations
 from lib.jobs import Job, JobQueue, Jobs
 from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport, audit_of
+from lib.ledger.deletion import Deletions
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciled, Reconciler
@@ -43,7 +44,7 @@ from lib.ledger.table import LedgerUnreachable, Table
 from lib.observability import Observation, Telemetry
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.check import is_whole_png
-from lib.picture.storage import Images
+from lib.picture.storage import Images, StorageUnreachable
 from lib.settings import Settings
 from tests.engines import Engine
 
@@ -302,6 +303,7 @@ class Sandbox:
     images: Images
     generations: Generations
     jobs: Jobs
+    deletions: Deletions
     reconciler: Reconciler
 
 
@@ -396,6 +398,7 @@ class World:
             images=images,
             generations=generations,
             jobs=Jobs(generations, ledger, images, queue, clock),
+            deletions=Deletions(table, ledger, images, clock),
             reconciler=Reconciler(ledger, images, clock),
         )
 
@@ -450,6 +453,22 @@ class World:
         """Delivers every message that was ever sent, perhaps not for the first time."""
         for message in self.mailbox.messages:
             self.work(process or self.process(), message)
+
+    def delete(self, process: Sandbox, created_ms: int | None = None) -> bool | ServiceError:
+        """Deletes a generation, by default the first one; the error of a refusal.
+
+        Returns:
+            Whether the deletion was confirmed, as by a 204.
+        """
+        if created_ms is None:
+            created_ms = self.generations()[0].created_ms
+        try:
+            process.deletions.delete(self.organisation, created_ms, self.deadline())
+        except ServiceError as error:
+            return error
+        except (Killed, LedgerUnreachable, StorageUnreachable):
+            return False
+        return True
 
     def reconcile(self, process: Sandbox, ends_after_s: float = 45) -> Reconciled | None:
         """One run of the reconciler over all due rows; None if it was aborted."""
@@ -516,10 +535,17 @@ class World:
             wrong.append(f"drift of {report.drift} credits")
         generations = _generations_in(rows)
         wrong += [f"{each.id} is still reserved" for each in generations if _is_open(each)]
+        deleted = {each.image_key for each in generations if each.deleted_at is not None}
+        wrong += [
+            f"{each.id} has a prompt"
+            for each in generations
+            if bool(each.prompt) == (each.image_key in deleted)
+        ]
         charged = {each.image_key for each in generations if each.status is Status.SETTLED}
+        charged -= deleted
         stored = self.stored_keys()
         wrong += [f"{key} is charged and not stored" for key in charged - stored]
-        wrong += [f"{key} is stored and not charged" for key in stored - charged]
+        wrong += [f"{key} is stored, and deleted or not charged" for key in stored - charged]
         for key in charged & stored:
             found = self.process().images.read(key)
             if found is None or not is_whole_png(found.content):

@@ -10,7 +10,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from infra.cli import audit, doctor, generations, keys, logs, org, reconcile, restore, usage
+from infra.cli import (
+    audit,
+    deletion,
+    doctor,
+    generations,
+    keys,
+    logs,
+    org,
+    reconcile,
+    restore,
+    usage,
+)
 from infra.cli import credits as credits_
 from infra.cli.errors import CommandFailed, explain, explain_aws
 from infra.cli.options import shared
@@ -36,6 +47,8 @@ _app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
+generations.app.add_typer(deletion.of_generations)
+org.app.add_typer(deletion.of_organisations)
 _app.add_typer(org.app, name="org")
 _app.add_typer(keys.app, name="keys")
 _app.add_typer(credits_.app, name="credits")

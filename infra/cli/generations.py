@@ -14,11 +14,11 @@ from lib.picture.storage import public_url
 
 __all__ = ["app", "summary"]
 
-app = typer.Typer(help="Show generations and their outcomes.")
+app = typer.Typer(help="Show generations and their outcomes, delete their images.")
 PROMPT_CHARACTERS = 60
 _FIELDS = (
     "id, status, createdAt, aspectRatio, prompt, credits, imageKey, imageUrl, durationMs, "
-    "failureCode, asynchronous, idempotencyKey, keyId, settledAt, refundedAt, dueAt; "
+    "failureCode, asynchronous, idempotencyKey, keyId, settledAt, refundedAt, deletedAt, dueAt; "
     "null where it does not apply"
 )
 
@@ -49,7 +49,7 @@ def list_(
         Column("RATIO", "aspectRatio", right=True),
         Column("KEY", "keyId"),
         Column("MS", "durationMs", right=True),
-        Column("PROMPT", lambda row: _shortened(str(row["prompt"]))),
+        Column("PROMPT", lambda row: _shortened(str(row["prompt"] or "(deleted)"))),
     ]
     rows = map(partial(_document, session), shown)
     more = {"organisation": organisation, "next": last}
@@ -76,6 +76,7 @@ def show(session: Session, organisation: Organisation, generation_id: Generation
         "Status": _status(row),
         "Credits": row["credits"],
         "Ended": row["settledAt"] or row["refundedAt"],
+        "Deleted": row["deletedAt"],
         "Due": row["dueAt"],
         "Duration": None if found.duration_ms is None else f"{found.duration_ms} ms",
         "Aspect ratio": row["aspectRatio"],
@@ -100,11 +101,12 @@ def summary(generation: Generation) -> Row:
 
 def _document(session: Session, generation: Generation) -> Row:
     base = session.variables.get("IMAGE_BASE_URL", "").rstrip("/")
-    has_image = base and generation.status is not Status.REFUNDED
+    is_deleted = generation.deleted_at is not None
+    has_image = base and generation.status is not Status.REFUNDED and not is_deleted
     return {
         **summary(generation),
         "aspectRatio": generation.aspect_ratio,
-        "prompt": generation.prompt,
+        "prompt": None if is_deleted else generation.prompt,
         "credits": generation.credits,
         "imageKey": generation.image_key,
         "imageUrl": public_url(base, generation.image_key) if has_image else None,
@@ -115,6 +117,7 @@ def _document(session: Session, generation: Generation) -> Row:
         "keyId": generation.key_id,
         "settledAt": timestamp(generation.settled_at),
         "refundedAt": timestamp(generation.refunded_at),
+        "deletedAt": timestamp(generation.deleted_at),
         "dueAt": timestamp(generation.due_at),
     }
 

@@ -25,7 +25,7 @@ from lib.ledger.rows import DEFAULT_RATE_LIMIT, Account
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Create, list, limit and suspend organisations.")
+app = typer.Typer(help="Create, list, limit, suspend and erase organisations.")
 # How many generations the count of refused prompts covers.
 RECENT = 100
 _FIELDS = "organisation, credits, requestsPerMinute, suspendedAt or null"

@@ -68,12 +68,12 @@ class Session(typer.Context):
     @cached_property
     def ledger(self) -> Ledger:
         """The credits table, as requests see it."""
-        return Ledger(self._table)
+        return Ledger(self.table)
 
     @cached_property
     def accounts(self) -> Accounts:
         """The organisations' accounts, grants and audit."""
-        return Accounts(self._table)
+        return Accounts(self.table)
 
     @cached_property
     def keys(self) -> KeyRing:
@@ -117,7 +117,8 @@ class Session(typer.Context):
         return account
 
     @cached_property
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The credits table, for what the ledger does not do."""
         return Table(self._client(dynamodb), self.variables["CREDITS_TABLE"])
 
     def _client(self, build: Callable[[str | None], Any]) -> Any:

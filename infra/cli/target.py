@@ -21,6 +21,7 @@ _OUTPUTS = {
     "OrgSecretPrefix": "ORG_SECRET_PREFIX",
     "ImageBase": "IMAGE_BASE_URL",
     "ImageBucketName": "IMAGE_BUCKET",
+    "ImageDistributionId": "IMAGE_DISTRIBUTION_ID",
     "GeminiApiKeySecret": "GEMINI_API_KEY_SECRET",
 }
 # A stack that keeps its images in R2 has these as parameters, not as outputs.

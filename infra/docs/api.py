@@ -93,6 +93,8 @@ you can repeat it and pay once:
 - If the first request died before, the repetition is a 409 for up to a minute. Then the first one
   is refunded, and the next repetition is a new attempt.
 - With a different prompt or ratio it is a 422.
+- Once the image is deleted it is a 422 `image_deleted`: within the 24 hours no second image is made
+  and charged.
 - After a refund the key is free again: the next request is a new attempt.
 - Keys belong to the organisation and are remembered for {IDEMPOTENCY_TTL_S // 3600} hours."""
 
@@ -211,7 +213,7 @@ def _operation(
 
 
 def _success(status: int, response: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
-    content = response["content"]["application/json"]
+    content = response.get("content", {}).get("application/json", {})
     headers = ", ".join(f"`{name}`" for name in response["headers"])
     yield f"**{status}**: {response['description']}. Headers: {headers}."
     if "schema" in content:

@@ -293,7 +293,7 @@ def _warm(gemini_api_key: str | None) -> Iterator[None]:
 
         model = dependencies().settings.gemini_model
         dependencies().model = Gemini(lambda: gemini_api_key, model)
-    for name in ("telemetry", "key_verifier", "jobs", "reconciler"):
+    for name in ("telemetry", "key_verifier", "jobs", "deletions", "reconciler"):
         getattr(dependencies(), name)
     try:
         yield

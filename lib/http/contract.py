@@ -12,7 +12,9 @@ from lib.errors import (
     Busy,
     GenerationFailed,
     GenerationInFlight,
+    GenerationReserved,
     IdempotencyKeyReused,
+    ImageDeleted,
     InsufficientCredits,
     InvalidRequest,
     NotFound,
@@ -212,8 +214,8 @@ _GENERATE = Operation(
             _CHARGED,
         ),
         error_response(
-            "This Idempotency-Key was used with a different request body",
-            (IdempotencyKeyReused(),),
+            "This Idempotency-Key was used with a different request body, or its image was deleted",
+            (IdempotencyKeyReused(), ImageDeleted()),
             ErrorResponse,
             _CHARGED,
         ),
@@ -303,6 +305,16 @@ _HISTORY = Operation(
     ),
 )
 
+_ID_IN_PATH = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "`id` from a 202 response or from the list",
+    "schema": {"type": "string"},
+    "example": _ID,
+}
+_NOT_FOUND = ("The organisation has no generation with this id", (NotFound(),), ErrorResponse)
+
 _GENERATION = Operation(
     method="GET",
     path="/api/v1/generations/{id}",
@@ -312,16 +324,7 @@ _GENERATION = Operation(
         "A generation is `reserved` (in progress) until it becomes `settled` (succeeded) or "
         "`refunded` (failed). Both are final."
     ),
-    parameters=(
-        {
-            "name": "id",
-            "in": "path",
-            "required": True,
-            "description": "`id` from a 202 response or from the list",
-            "schema": {"type": "string"},
-            "example": _ID,
-        },
-    ),
+    parameters=(_ID_IN_PATH,),
     responses=(
         ResponseSpec(
             200,
@@ -332,11 +335,36 @@ _GENERATION = Operation(
                 | {"status": "reserved"},
                 "settled": _SETTLED,
                 "refunded": _REFUNDED,
+                "deleted": {
+                    name: value
+                    for name, value in _SETTLED.items()
+                    if name not in {"prompt", "imageUrl"}
+                }
+                | {"deletedAt": "2026-11-24T08:30:00Z"},
             },
         ),
         error_response(*_UNAUTHORIZED),
+        error_response(*_NOT_FOUND),
+        error_response(*_UNAVAILABLE),
+    ),
+)
+
+_DELETE = Operation(
+    method="DELETE",
+    path="/api/v1/generations/{id}",
+    name="deleteGeneration",
+    summary="Delete the image and the prompt of a generation",
+    description=(
+        "The generation stays in the history with `deletedAt`, and so do its credits. Repeating "
+        "the request is safe. Caches may keep the image for a day; after a 500 so may the store."
+    ),
+    parameters=(_ID_IN_PATH,),
+    responses=(
+        ResponseSpec(204, "The image and the prompt are deleted", None, {}, media_type=None),
+        error_response(*_UNAUTHORIZED),
+        error_response(*_NOT_FOUND),
         error_response(
-            "The organisation has no generation with this id", (NotFound(),), ErrorResponse
+            "The generation is still in progress", (GenerationReserved(3),), ErrorResponse
         ),
         error_response(*_TOO_MANY_READS),
         error_response(*_UNAVAILABLE),
@@ -370,5 +398,5 @@ _OPEN = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (_GENERATE, _CREDITS, _GENERATION, _HISTORY, *_OPEN)
+OPERATIONS: tuple[Operation, ...] = (_GENERATE, _CREDITS, _GENERATION, _DELETE, _HISTORY, *_OPEN)
 """Every deployed route, in the order of the document."""

@@ -103,9 +103,11 @@ class GenerationResponse:
         FieldSpec("`reserved` (in progress), `settled` (succeeded) or `refunded` (failed)"),
     ]
     createdAt: Annotated[str, FieldSpec("When the request was accepted: ISO 8601, UTC")]
-    prompt: Annotated[str, FieldSpec("The prompt of the request")]
+    prompt: Annotated[str | None, FieldSpec("Unless deleted: the prompt of the request")] = None
     aspectRatio: Annotated[str, FieldSpec("The aspect ratio of the request")]
-    imageUrl: Annotated[str | None, FieldSpec("If settled: public URL of the PNG")] = None
+    imageUrl: Annotated[
+        str | None, FieldSpec("If settled, unless deleted: public URL of the PNG")
+    ] = None
     creditsCharged: Annotated[Literal[5] | None, FieldSpec("If settled: credits charged")] = None
     durationMs: Annotated[
         int | None,
@@ -113,6 +115,9 @@ class GenerationResponse:
     ] = None
     message: Annotated[str | None, FieldSpec("If refunded: why the generation failed")] = None
     creditsRefunded: Annotated[Literal[5] | None, FieldSpec("If refunded: credits returned")] = None
+    deletedAt: Annotated[
+        str | None, FieldSpec("If deleted: when its image and its prompt were. ISO 8601, UTC")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

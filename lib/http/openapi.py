@@ -162,8 +162,10 @@ def _response(response: ResponseSpec) -> dict[str, Any]:
     if response.examples:
         content["examples"] = {name: {"value": value} for name, value in response.examples.items()}
     names = dict.fromkeys(("X-Request-Id", *response.headers))
-    return {
+    described: dict[str, Any] = {
         "description": response.description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
-        "content": {response.media_type: content},
     }
+    if response.media_type is not None:
+        described["content"] = {response.media_type: content}
+    return described

@@ -13,7 +13,8 @@ __all__ = ["HEADERS", "Operation", "ResponseSpec", "error_response"]
 class ResponseSpec:
     """One status of an operation. ``body`` is the schema's model, ``headers`` are ``HEADERS`` keys.
 
-    ``X-Request-Id`` is on every response and is not listed.
+    ``X-Request-Id`` is on every response and is not listed. A response without a ``media_type`` has
+    no content.
     """
 
     status: int
@@ -21,7 +22,7 @@ class ResponseSpec:
     body: type[object] | None
     examples: Mapping[str, Mapping[str, object]]
     headers: tuple[str, ...] = ()
-    media_type: str = "application/json"
+    media_type: str | None = "application/json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,9 @@ class Endings:
             frees_place=frees_place,
             only_if_due=only_if_due,
         )
-        if in_doubt and made is Refund.MADE_BEFORE:
-            # The earlier refund may not have known of this tombstone.
+        if in_doubt and made in (Refund.MADE_BEFORE, Refund.SETTLED):
+            # The earlier refund may not have known of this tombstone. Nor may a deletion: only the
+            # image of a deleted generation is settled and not in the way of a tombstone.
             self._ledger.revisit(generation, revisit_at, deadline)
         return {
             Refund.MADE: Ending.REFUNDED,

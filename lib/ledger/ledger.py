@@ -46,13 +46,7 @@ from lib.ledger.rows import (
 )
 from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
 
-__all__ = [
-    "KeyInFlight",
-    "Ledger",
-    "LedgerUnreachable",
-    "Refund",
-    "ReservationGone",
-]
+__all__ = ["KeyInFlight", "Ledger", "LedgerUnreachable", "Refund", "ReservationGone"]
 
 BUSY_RETRY_AFTER_S = 2
 # Each attempt after the first starts from what refused the one before.
@@ -170,8 +164,11 @@ class Ledger:
             found = None if failed.item is None else Generation.from_item(failed.item)
             return found if found and found.status is not Status.RESERVED else None
 
-    def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> None:
+    def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> bool:
         """Makes the charge final; safe to repeat. If it fails, the reconciler settles.
+
+        Returns:
+            Whether the image may stay: not once its customer has deleted it.
 
         Raises:
             ReservationGone: it was refunded; the caller must remove the image.
@@ -202,6 +199,8 @@ class Ledger:
                 raise ReservationGone from fault
             if status is not Status.SETTLED:
                 raise LedgerUnreachable(maybe_done=False, hopeless=True) from fault
+            return "deletedAt" not in (fault.item or {})
+        return True
 
     def refund(
         self,
@@ -325,7 +324,7 @@ class Ledger:
             yield from (item for item in row_of_each if item is not None)
 
     def revisit(self, generation: Generation, at: int, deadline: Deadline) -> None:
-        """Makes a refunded generation due again at ``at``, in epoch seconds.
+        """Makes an ended generation due again at ``at``, in epoch seconds.
 
         It needs no condition: a visit that finds nothing to remove does no harm.
         """
@@ -338,9 +337,9 @@ class Ledger:
         self._table.update(update, deadline)
 
     def clear_due(self, generation: Generation, deadline: Deadline) -> None:
-        """Takes a refunded generation out of ``Due``, once nothing of it is left in the store.
+        """Takes an ended generation out of ``Due``, once nothing of it is left in the store.
 
-        It needs no condition: a row that the index shows as refunded stays refunded.
+        It needs no condition: every process that could put something there has ended by then.
         """
         update = {"Key": generation.key, "UpdateExpression": "REMOVE dueShard, dueAt"}
         self._table.update(update, deadline)

@@ -5,6 +5,7 @@ For each due row:
     reserved, a whole PNG is stored   settle: the image exists and its URL could be returned
     reserved, anything else           decide by a tombstone (``endings.py``): settle or refund
     refunded                          second visit: remove the tombstone or whatever else is there
+    settled and deleted               remove the image; once more when every writer is dead
 
 The ledger decides by conditions on the row, so any number of reconcilers can race each other, slow
 requests and workers.
@@ -18,6 +19,7 @@ from enum import StrEnum
 from itertools import islice
 
 from lib.deadline import LAST_ROWS_TAKE_S, Deadline
+from lib.ledger.deletion import remove_image
 from lib.ledger.endings import Ending, Endings
 from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Generation, Item, Status
@@ -161,6 +163,9 @@ class Reconciler:
             return Visit.STALE
         if found.status is Status.REFUNDED:
             self._sweep(found, deadline)
+            return Visit.SWEPT
+        if found.status is Status.SETTLED and found.deleted_at is not None:
+            remove_image(self._ledger, self._images, found, int(self._clock()), deadline)
             return Visit.SWEPT
         match self.end(found, deadline):
             case Ending.SETTLED:

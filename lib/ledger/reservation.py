@@ -20,6 +20,7 @@ from typing import Any
 from lib.deadline import IDEMPOTENCY_TTL_S, MAX_CLOCK_SKEW_S, RATE_WINDOW_S
 from lib.errors import (
     IdempotencyKeyReused,
+    ImageDeleted,
     InsufficientCredits,
     OrganisationSuspended,
     RateLimited,
@@ -161,7 +162,8 @@ def resolve_cancellation(
         committed and its response was lost, or the settled one that the idempotency key stands for.
 
     Raises:
-        InsufficientCredits, OrganisationSuspended, RateLimited, IdempotencyKeyReused
+        InsufficientCredits, OrganisationSuspended, RateLimited, IdempotencyKeyReused,
+        ImageDeleted
         KeyInFlight: the idempotency key stands for a reservation.
     """
     account, generation, *idempotency = reasons
@@ -210,6 +212,8 @@ def _replay(earlier: Generation, mine: Generation) -> Generation:
         raise IdempotencyKeyReused
     if earlier.status is Status.RESERVED:
         raise KeyInFlight(earlier)
+    if earlier.deleted_at is not None:
+        raise ImageDeleted
     return earlier
 
 

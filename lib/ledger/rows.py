@@ -3,7 +3,8 @@
     account      pk ORG#<org>  sk ACCOUNT     credits, createdAt, rateLimit, rateWindow, rateUsed,
                                               granted, taken, returned,
                                               and suspendedAt while it is suspended
-    generation   pk ORG#<org>  sk GEN#<ms>    one requested image and its outcome
+    generation   pk ORG#<org>  sk GEN#<ms>    one requested image and its outcome; once it is
+                                              deleted, ``deletedAt`` and no ``prompt``
     idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
     listing      pk ORGS       sk ORG#<org>   that there is such an organisation
@@ -177,6 +178,7 @@ class Generation:
     refunded_at: int | None = None
     duration_ms: int | None = None
     failure_code: str | None = None
+    deleted_at: int | None = None
 
     @classmethod
     def reserved(
@@ -258,6 +260,7 @@ class Generation:
             refunded_at=_int(item, "refundedAt"),
             duration_ms=_int(item, "durationMs"),
             failure_code=_str(item, "failureCode"),
+            deleted_at=_int(item, "deletedAt"),
         )
 
 

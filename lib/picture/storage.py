@@ -66,7 +66,8 @@ _UNAUTHORIZED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _CREDENTIAL_CODES = frozenset(
     {"AuthorizationHeaderMalformed", "ExpiredToken", "InvalidArgument", "InvalidToken"}
 )
-_CACHE_FOREVER = "public, max-age=31536000, immutable"
+# An image never changes, but it may be deleted: so long copies of it may outlive it.
+_CACHE_A_DAY = "public, max-age=86400, immutable"
 
 
 class StorageUnreachable(Exception):
@@ -231,7 +232,7 @@ class Images:
             KeyTaken: another attempt's object, or a tombstone, is under the key.
             StorageFailed: no PUT was confirmed; ``may_be_stored`` says that one may have succeeded.
         """
-        if self._claim(key, png, attempt_id, _CACHE_FOREVER, deadline) != attempt_id:
+        if self._claim(key, png, attempt_id, _CACHE_A_DAY, deadline) != attempt_id:
             raise KeyTaken
 
     def put_tombstone(self, key: str, attempt_id: str, deadline: Deadline) -> bool:
