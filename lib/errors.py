@@ -9,6 +9,7 @@
     │   ├── NotFound             404   also for another organisation's generation
     │   ├── MethodNotAllowed     405   names the methods of the path
     │   ├── GenerationInFlight   409   a request with this idempotency key is in progress
+    │   ├── GenerationInProgress 409   it has no receipt before it has ended
     │   ├── BodyTooLarge         413
     │   ├── IdempotencyKeyReused 422   the key was used with another body
     │   ├── RateLimited          429   the organisation used up this minute's requests
@@ -41,6 +42,7 @@ __all__ = [
     "ContentRejected",
     "GenerationFailed",
     "GenerationInFlight",
+    "GenerationInProgress",
     "IdempotencyKeyReused",
     "InsufficientCredits",
     "InvalidRequest",
@@ -220,6 +222,14 @@ class GenerationInFlight(_Later):
     status = 409
     code = "generation_in_flight"
     error = "A request with this Idempotency-Key is still in progress"
+
+
+class GenerationInProgress(_Later):
+    """The generation is reserved, so its outcome is open."""
+
+    status = 409
+    code = "generation_in_progress"
+    error = "The generation is still in progress"
 
 
 class RateLimited(_Later):

@@ -10,7 +10,19 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from infra.cli import audit, doctor, generations, keys, logs, org, reconcile, restore, usage
+from infra.cli import (
+    audit,
+    doctor,
+    generations,
+    keys,
+    logs,
+    org,
+    reconcile,
+    restore,
+    statement,
+    usage,
+    verify,
+)
 from infra.cli import credits as credits_
 from infra.cli.errors import CommandFailed, explain, explain_aws
 from infra.cli.options import shared
@@ -40,7 +52,7 @@ _app.add_typer(org.app, name="org")
 _app.add_typer(keys.app, name="keys")
 _app.add_typer(credits_.app, name="credits")
 _app.add_typer(generations.app, name="generations")
-for module in (usage, audit, reconcile, doctor, logs, restore):
+for module in (usage, audit, reconcile, statement, verify, doctor, logs, restore):
     _app.add_typer(module.app)
 
 root = get_command(_app)

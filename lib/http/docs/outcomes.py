@@ -58,6 +58,7 @@ _ADVICE: Mapping[str, str] = {
     "not_found": "Check the path and the id. Another organisation's generation is also a 404.",
     "method_not_allowed": "Use a method that `Allow` names.",
     "generation_in_flight": "Repeat the request after `Retry-After` seconds.",
+    "generation_in_progress": "Repeat the request after `Retry-After` seconds.",
     "body_too_large": "Shorten the body. It was not parsed.",
     "idempotency_key_reused": "Choose another key.",
     "rate_limited": "Repeat the request after `Retry-After` seconds.",
