@@ -26,10 +26,7 @@ CLAIMS: Mapping[str, str] = {
     "key": "Id of the API key that was used; `unknown` for generations of earlier versions",
     "createdAt": "When the request was accepted: ISO 8601, UTC",
     "endedAt": "When it was settled or refunded",
-    "requestSha256": (
-        "SHA-256, in hex, of the aspect ratio, a line feed and the prompt, in UTF-8: `printf "
-        "'16:9\\nA fox' | sha256sum`"
-    ),
+    "requestSha256": "SHA-256, in hex, of the aspect ratio, a line feed and the prompt, in UTF-8",
     "imageSha256": "SHA-256, in hex, of the stored PNG; null after a refund",
     "aspectRatio": "The aspect ratio of the request",
     "model": "The model that was configured when the request was accepted; null if not recorded",
