@@ -358,14 +358,15 @@ MUTANTS = (
     in_endings(
         "refund although the tombstone found the image",
         ENDINGS + "test_an_image_whose_put_was_not_confirmed_is_charged_if_it_is_there[moto]",
-        "            if is_stored:\n",
-        "            if is_stored and deadline.passed():\n",
+        "            if found is not None:\n",
+        "            if found is not None and deadline.passed():\n",
     ),
     in_endings(
         "settle although the tombstone was accepted",
-        WORKER + "test_a_refund_whose_response_was_lost_is_made_once",
-        "            if is_stored:\n",
-        "            if not deadline.passed():\n",
+        "tests/test_reconciliation.py::test_no_image_can_arrive_after_the_refund_and_nothing_is_left"
+        "_a_lease_later[moto]",
+        "            if found is not None:\n                return found\n",
+        "            return found or FoundImage(None, None)\n",
     ),
     in_endings(
         "leave the tombstone for ever",
