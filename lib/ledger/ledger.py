@@ -46,13 +46,7 @@ from lib.ledger.rows import (
 )
 from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
 
-__all__ = [
-    "KeyInFlight",
-    "Ledger",
-    "LedgerUnreachable",
-    "Refund",
-    "ReservationGone",
-]
+__all__ = ["KeyInFlight", "Ledger", "LedgerUnreachable", "Refund", "ReservationGone"]
 
 BUSY_RETRY_AFTER_S = 2
 # Each attempt after the first starts from what refused the one before.
