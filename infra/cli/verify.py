@@ -84,7 +84,7 @@ def verify(
         if receipts is not None:
             checked = verification.check_receipts(signed, receipts, keys)
     except verification.VerificationFailed as reason:
-        raise CommandFailed(escaped(f"{file.name} is not valid: {reason}")) from reason
+        raise CommandFailed(escaped(f"{file.name}: {reason}")) from reason
     session.output.result(
         {
             "kind": signed.kind,
