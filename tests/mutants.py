@@ -320,7 +320,7 @@ MUTANTS = (
         "put a tombstone over an image",
         STORAGE + "test_a_tombstone_leaves_an_image_that_is_there[moto]",
         'IfNoneMatch="*",\n',
-        '**({} if attempt_id == _TOMBSTONE else {"IfNoneMatch": "*"}),\n',
+        '**({} if attempt_id == TOMBSTONE else {"IfNoneMatch": "*"}),\n',
     ),
     in_storage(
         "tell a tombstone from an image the wrong way round",
@@ -338,8 +338,8 @@ MUTANTS = (
     in_storage(
         "let a tombstone be cached",
         STORAGE + "test_a_tombstone_keeps_the_image_out_and_is_not_cached[moto]",
-        '_TOMBSTONE, "no-store",',
-        "_TOMBSTONE, _CACHE_FOREVER,",
+        'TOMBSTONE, "no-store",',
+        "TOMBSTONE, _CACHE_FOREVER,",
     ),
     in_clients(
         "assume that a lost response had no effect",
@@ -823,6 +823,7 @@ MUTANTS = (
         ALARMS + "test_an_audit_that_finds_drift_pages_until_one_finds_none",
         "TreatMissingData: ignore",
         "TreatMissingData: notBreaching",
+    ),
     # Receipts
     in_verification(
         "accept the algorithm that a receipt names",

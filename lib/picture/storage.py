@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from itertools import count
@@ -31,6 +30,7 @@ from lib.clients import (
 )
 from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.errors import StorageFailed
+from lib.picture.stored_image import TOMBSTONE, FoundImage, StoredImage
 from lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ _KEY_EXISTS = HTTPStatus.PRECONDITION_FAILED
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
 _SHA256 = "sha256"
-# What a tombstone has instead of an attempt's id, which is a UUID.
-_TOMBSTONE = "tombstone"
 CREDENTIALS_SETTING = "STORAGE_CREDENTIALS_SECRET"
 # The least time between two reads of the secret because of refusals.
 REREAD_AFTER_S = 5.0
@@ -186,36 +184,6 @@ def _refuses_credentials(fault: ClientError) -> bool:
     return status in _UNAUTHORIZED or error_code(fault) in _CREDENTIAL_CODES
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An object read from the bucket. ``stored_at`` is in epoch seconds."""
-
-    content: bytes
-    attempt_id: str | None
-    stored_at: float
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the content, 64 hex digits."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def is_tombstone(self) -> bool:
-        """Whether it only keeps an image from arriving under its key."""
-        return self.attempt_id == _TOMBSTONE
-
-
-@dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An object that was found under its key, not read.
-
-    ``attempt_id`` is whose it is, ``sha256`` of its content, as its metadata say.
-    """
-
-    attempt_id: str | None
-    sha256: str | None
-
-
 class Images:
     """The images in one bucket. ``client`` returns the S3 client, as ``ObjectStore`` does."""
 
@@ -269,7 +237,7 @@ class Images:
             StorageUnreachable: neither is certain.
         """
         try:
-            there = self._claim(key, b"", _TOMBSTONE, "no-store", deadline)
+            there = self._claim(key, b"", TOMBSTONE, "no-store", deadline)
         except StorageFailed as fault:
             raise StorageUnreachable from fault
         return there if there.attempt_id == attempt_id else None
