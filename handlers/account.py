@@ -1,4 +1,4 @@
-"""The read routes: an organisation's balance and history, the docs page, the health check.
+"""The read routes: balance, history and receipts, the docs page, the health check.
 
 This function never writes and does not load the model. It loads what a balance needs; the first
 request for the docs page or OpenAPI loads the rest.
@@ -23,8 +23,15 @@ from handlers.http import (
     text,
 )
 from handlers.initialization import initialize
-from lib.deadline import RESPONSE_TAKES_S, Deadline
-from lib.errors import MethodNotAllowed, NotFound, ServiceError, ServiceUnavailable, public_message
+from lib.deadline import IN_FLIGHT_RETRY_AFTER_S, RESPONSE_TAKES_S, Deadline
+from lib.errors import (
+    GenerationReserved,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    ServiceUnavailable,
+    public_message,
+)
 from lib.http.models import (
     MAX_PAGE_BYTES,
     CreditsResponse,
@@ -38,6 +45,8 @@ from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status, parse_id
 from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
+from lib.receipts.receipt import RECEIPT_TYPE, payload_of, receipt_of
+from lib.receipts.signer import SigningFailed
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -49,6 +58,11 @@ DEFAULT_ROUTE = "$default"
 # The routes of the functions that write.
 GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
 DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
+# A compact JWS. Source: RFC 7515, section 9.2.1.
+JOSE_TYPE = "application/jose"
+
+# A JSON object, or a receipt.
+Found = dict[str, object] | str
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -73,7 +87,7 @@ def _respond(
     """The response to a request that needs a key."""
     request = observation.request_id
     try:
-        return success(200, _read(service, event, deadline, observation), request, {})
+        return _answer(_read(service, event, deadline, observation), request)
     except ServiceUnavailable as error:
         observation.count("ServiceUnavailable")
         observation.warning("a service that we depend on failed", error.__cause__)
@@ -84,6 +98,12 @@ def _respond(
         observation.count("UnexpectedErrors")
         observation.warning("unexpected failure", fault)
         return failure(ServiceUnavailable(), request, {})
+
+
+def _answer(found: Found, request: str) -> Response:
+    if isinstance(found, str):
+        return text(200, found, request, {"Content-Type": JOSE_TYPE})
+    return success(200, found, request, {})
 
 
 def _health(_event: Event, request: str) -> Response:
@@ -109,6 +129,20 @@ def _public_url(event: Event) -> str:
     return dependencies().settings.public_url or origin(event)
 
 
+def _jwks(_event: Event, request: str) -> Response:
+    service = dependencies()
+    if service.signer is None:
+        return failure(NotFound(), request, {})
+    try:
+        keys = service.signer.jwks()
+    except SigningFailed as fault:
+        with service.telemetry.observe(request) as observation:
+            observation.count("ServiceUnavailable")
+            observation.warning("a service that we depend on failed", fault)
+        return failure(ServiceUnavailable(), request, {})
+    return success(200, keys, request, {"Cache-Control": "public, max-age=300"})
+
+
 def _unrouted(event: Event, request: str) -> Response:
     """The response to a request that no route of API Gateway matches: HEAD, 405 or 404."""
     path, method = str(event["rawPath"]), str(event["requestContext"]["http"]["method"])
@@ -127,7 +161,7 @@ def _unrouted(event: Event, request: str) -> Response:
 
 def _read(
     service: Dependencies, event: Event, deadline: Deadline, observation: Observation
-) -> dict[str, object]:
+) -> Found:
     route = _ROUTES.get(event["routeKey"])
     if route is None:
         raise NotFound
@@ -135,7 +169,7 @@ def _read(
     service.read_limit.admit(organisation)
     try:
         return route(service, organisation, event, deadline)
-    except LedgerUnreachable as fault:
+    except (LedgerUnreachable, SigningFailed) as fault:
         raise ServiceUnavailable from fault
 
 
@@ -148,13 +182,30 @@ def _credits(
 def _generation(
     service: Dependencies, organisation: str, event: Event, deadline: Deadline
 ) -> dict[str, object]:
-    created_ms = parse_id(str((event.get("pathParameters") or {}).get("id", "")))
-    if created_ms is None:
+    return as_body(_response_of(service, _named(service, organisation, event, deadline)))
+
+
+def _receipt(service: Dependencies, organisation: str, event: Event, deadline: Deadline) -> str:
+    if service.signer is None:
         raise NotFound
-    found = service.ledger.generation(organisation, created_ms, deadline)
+    found = _named(service, organisation, event, deadline)
+    if found.status is Status.RESERVED:
+        raise GenerationReserved(IN_FLIGHT_RETRY_AFTER_S)
+    payload = payload_of(receipt_of(found, service.settings.service_name))
+    return service.signer.sign(payload, RECEIPT_TYPE)
+
+
+def _named(
+    service: Dependencies, organisation: str, event: Event, deadline: Deadline
+) -> Generation:
+    """The generation that the path names."""
+    created_ms = parse_id(str((event.get("pathParameters") or {}).get("id", "")))
+    found = None
+    if created_ms is not None:
+        found = service.ledger.generation(organisation, created_ms, deadline)
     if found is None:
         raise NotFound
-    return as_body(_response_of(service, found))
+    return found
 
 
 def _history(
@@ -208,11 +259,13 @@ _OPEN: dict[str, Callable[[Event, str], Response]] = {
     "GET /": _docs,
     "GET /openapi.json": _openapi,
     "GET /healthz": _health,
+    "GET /.well-known/jwks.json": _jwks,
 }
-_ROUTES: dict[str, Callable[[Dependencies, str, Event, Deadline], dict[str, object]]] = {
+_ROUTES: dict[str, Callable[[Dependencies, str, Event, Deadline], Found]] = {
     "GET /api/v1/billing/credits": _credits,
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
+    "GET /api/v1/generations/{id}/receipt": _receipt,
 }
 _DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE)
 _PATHS = tuple(

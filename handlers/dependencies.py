@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lib.clients import (
     SecretUnreadable,
     dynamodb,
+    kms,
     read_secret,
     secrets_manager,
     sqs,
@@ -23,6 +24,7 @@ from lib.ledger.table import Table
 from lib.limits import OrganisationLimit, read_limit, unpaid_limit
 from lib.observability import Telemetry
 from lib.picture.storage import Images, ObjectStore, public_url
+from lib.receipts.signer import Signer
 from lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,6 +133,15 @@ class Dependencies:
     @cached_property
     def _table(self) -> Table:
         return Table(dynamodb(self.settings.aws_region), self.settings.credits_table)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """Signs receipts; None where none are issued. The client is built with the first one."""
+        key_id = self.settings.receipt_key
+        if key_id is None:
+            return None
+        client = kms(self.settings.aws_region)
+        return Signer(client, key_id, self.settings.retired_receipt_keys)
 
     @cached_property
     def _secrets(self) -> "SecretsManagerClient":

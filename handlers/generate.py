@@ -105,6 +105,7 @@ def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
         idempotency_key,
         key_id=key.id,
         asynchronous=service.jobs.has_queue and prefers_async(event),
+        model=service.settings.gemini_model,
     )
 
 

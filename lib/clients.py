@@ -30,10 +30,18 @@ from botocore.retries.standard import (
     TransientRetryableChecker,
 )
 
-from lib.deadline import CONNECT_S, LEDGER_READ_S, QUEUE_READ_S, SECRETS_READ_S, STORAGE_READ_S
+from lib.deadline import (
+    CONNECT_S,
+    LEDGER_READ_S,
+    QUEUE_READ_S,
+    SECRETS_READ_S,
+    SIGNING_READ_S,
+    STORAGE_READ_S,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_kms import KMSClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_sqs import SQSClient
@@ -44,6 +52,7 @@ __all__ = [
     "error_code",
     "http_status",
     "is_transient",
+    "kms",
     "may_have_taken_effect",
     "read_secret",
     "secrets_manager",
@@ -99,6 +108,11 @@ def secrets_manager(region: str | None = None) -> "SecretsManagerClient":
 def sqs(region: str | None = None) -> "SQSClient":
     """An SQS client; ``lib.jobs`` does the retrying."""
     return boto3.client("sqs", region_name=region, config=_config(QUEUE_READ_S))
+
+
+def kms(region: str | None = None) -> "KMSClient":
+    """A KMS client, which retries once by itself: a signature may be made twice."""
+    return boto3.client("kms", region_name=region, config=_config(SIGNING_READ_S, attempts=2))
 
 
 def storage(

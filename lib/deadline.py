@@ -35,6 +35,7 @@ __all__ = [
     "RESPONSE_TAKES_S",
     "SECRETS_READ_S",
     "SETTLE_WITHIN_S",
+    "SIGNING_READ_S",
     "STORAGE_CALL_S",
     "STORAGE_READ_S",
     "VISIBILITY_TIMEOUT_S",
@@ -49,6 +50,7 @@ CONNECT_S = 1
 LEDGER_READ_S = 2
 SECRETS_READ_S = 2
 QUEUE_READ_S = 2
+SIGNING_READ_S = 2
 STORAGE_READ_S = 3
 LEDGER_CALL_S = float(CONNECT_S + LEDGER_READ_S)
 # A PUT waits a second more for ``100 Continue``.

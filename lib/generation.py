@@ -48,7 +48,7 @@ from lib.ledger.table import LedgerUnreachable
 from lib.observability import Observation
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.png import to_png
-from lib.picture.storage import Images, KeyTaken, StorageUnreachable
+from lib.picture.storage import FoundImage, Images, KeyTaken, StorageUnreachable
 
 __all__ = ["Accepted", "Finished", "Generations", "ImageModel", "bugs_leave_it_open"]
 
@@ -135,7 +135,9 @@ class Generations:
         try:
             png = self._draw(generation, deadline, observation)
             with observation.timed("StoreMs"):
-                self._images.put(generation.image_key, png, generation.attempt_id, deadline)
+                sha256 = self._images.put(
+                    generation.image_key, png, generation.attempt_id, deadline
+                )
         except GenerationFailed as failure:
             failed = failure
         except Exception as fault:  # noqa: BLE001 - after the debit, a bug is refunded too
@@ -145,7 +147,7 @@ class Generations:
             failed.__cause__ = fault
         else:
             duration_ms = round((time.monotonic() - began) * 1000)
-            return self._settle(generation, duration_ms, deadline, observation)
+            return self._settle(generation, duration_ms, sha256, deadline, observation)
         return self.refund(generation, failed, deadline, observation)
 
     def reserve(
@@ -201,14 +203,14 @@ class Generations:
         self,
         generation: Generation,
         duration_ms: int,
+        image_sha256: str | None,
         deadline: Deadline,
         observation: Observation,
     ) -> Finished:
         try:
             with observation.timed("LedgerMs"):
-                may_stay = self._ledger.settle(
-                    generation, duration_ms, deadline.within(SETTLE_WITHIN_S)
-                )
+                settle_by = deadline.within(SETTLE_WITHIN_S)
+                may_stay = self._ledger.settle(generation, duration_ms, settle_by, image_sha256)
         except ReservationGone as fault:
             self._delete(generation, observation)
             raise self.lost(generation, observation) from fault
@@ -259,8 +261,9 @@ class Generations:
                 raise _pending(generation, observation) from fault
             # No image can arrive any more: the reservation can only be refunded.
             raise failure from failure.__cause__
-        if ending is Ending.STORED:
-            return self._settle(generation, self._age_ms(generation), deadline, observation)
+        if isinstance(ending, FoundImage):
+            age_ms = self._age_ms(generation)
+            return self._settle(generation, age_ms, ending.sha256, deadline, observation)
         if ending.is_charged:
             return self._charged(generation, self._age_ms(generation), observation)
         if ending is Ending.REFUNDED:

@@ -33,6 +33,8 @@ class Settings:
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
     public_url: str | None = None
+    receipt_key: str | None = None
+    retired_receipt_keys: str | None = None
     aws_region: str | None = None
     service_name: str = DEFAULT_SERVICE
     metrics_namespace: str = DEFAULT_NAMESPACE
@@ -65,6 +67,8 @@ class Settings:
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
             public_url=environment.get("PUBLIC_URL", "").strip().rstrip("/") or None,
+            receipt_key=optional("RECEIPT_KEY"),
+            retired_receipt_keys=optional("RETIRED_RECEIPT_KEYS"),
             # Lambda sets AWS_REGION, but boto3 reads AWS_DEFAULT_REGION only.
             aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,

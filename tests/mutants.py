@@ -41,6 +41,7 @@ FOUND = AUDIT + "test_what_the_audit_finds_at_rest_it_finds_beside_requests[moto
 IMAGES = AUDIT + "test_images_that_are_missing_or_should_not_be_there_are_found[moto-"
 JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
+RECEIPTS = "tests/test_receipts.py::"
 HERE = "[handlers in this process]"
 ALARMS = "tests/test_alarms.py::"
 ON_EITHER_PATH = ALARMS + "test_what_fails_by_a_fault_of_the_service_pages_on_either_path"
@@ -96,6 +97,7 @@ in_worker = partial(Mutant, "handlers/worker.py")
 in_handler = partial(Mutant, "handlers/generate.py")
 in_errors = partial(Mutant, "lib/errors.py")
 in_template = partial(Mutant, "template.yaml")
+in_verification = partial(Mutant, "infra/receipts/verification.py")
 
 MUTANTS = (
     # Reserve
@@ -199,6 +201,12 @@ MUTANTS = (
         STILL_RESERVED,
         ANY_STATUS,
         after="def settle(",
+    ),
+    in_ledger(
+        "settle without the hash of the picture",
+        RECEIPTS + "test_a_settled_row_names_the_picture_that_is_stored[moto]",
+        'string(image_sha256 or "")',
+        'string("")',
     ),
     in_ledger(
         "refund in any status",
@@ -314,19 +322,26 @@ MUTANTS = (
         "put a tombstone over an image",
         STORAGE + "test_a_tombstone_leaves_an_image_that_is_there[moto]",
         'IfNoneMatch="*",\n',
-        '**({} if attempt_id == _TOMBSTONE else {"IfNoneMatch": "*"}),\n',
+        '**({} if attempt_id == TOMBSTONE else {"IfNoneMatch": "*"}),\n',
     ),
     in_storage(
         "tell a tombstone from an image the wrong way round",
         STORAGE + "test_a_tombstone_leaves_an_image_that_is_there[moto]",
-        '"no-store", deadline) == attempt_id',
-        '"no-store", deadline) != attempt_id',
+        "return there if there.attempt_id == attempt_id else None",
+        "return there if there.attempt_id != attempt_id else None",
+    ),
+    in_storage(
+        "settle with the hash of what was drawn, not of what is stored",
+        STORAGE
+        + "test_the_hash_is_that_of_what_is_stored_even_if_another_delivery_stored_it[moto]",
+        "metadata.get(_SHA256)",
+        "sha256",
     ),
     in_storage(
         "let a tombstone be cached",
         STORAGE + "test_a_tombstone_keeps_the_image_out_and_is_not_cached[moto]",
-        '_TOMBSTONE, "no-store",',
-        "_TOMBSTONE, _CACHE_A_DAY,",
+        'TOMBSTONE, "no-store",',
+        "TOMBSTONE, _CACHE_A_DAY,",
     ),
     in_clients(
         "assume that a lost response had no effect",
@@ -345,14 +360,15 @@ MUTANTS = (
     in_endings(
         "refund although the tombstone found the image",
         ENDINGS + "test_an_image_whose_put_was_not_confirmed_is_charged_if_it_is_there[moto]",
-        "            if is_stored:\n",
-        "            if is_stored and deadline.passed():\n",
+        "            if found is not None:\n",
+        "            if found is not None and deadline.passed():\n",
     ),
     in_endings(
         "settle although the tombstone was accepted",
-        WORKER + "test_a_refund_whose_response_was_lost_is_made_once",
-        "            if is_stored:\n",
-        "            if not deadline.passed():\n",
+        "tests/test_reconciliation.py::test_no_image_can_arrive_after_the_refund_and_nothing_is_left"
+        "_a_lease_later[moto]",
+        "            if found is not None:\n                return found\n",
+        "            return found or FoundImage(None, None)\n",
     ),
     in_endings(
         "leave the tombstone for ever",
@@ -435,7 +451,7 @@ MUTANTS = (
     in_reconciliation(
         "leave a retry in flight although the image is stored",
         ENDINGS + "test_a_retry_settles_at_once_what_a_dead_request_has_stored[moto]",
-        "return self._endings.settle(generation, deadline, stored.stored_at)",
+        "return self._endings.settle(generation, deadline, stored.sha256, stored.stored_at)",
         "return Ending.IN_PROGRESS",
         after="def settle_if_stored(",
     ),
@@ -882,6 +898,31 @@ MUTANTS = (
         ALARMS + "test_an_audit_that_finds_drift_pages_until_one_finds_none",
         "TreatMissingData: ignore",
         "TreatMissingData: notBreaching",
+    ),
+    # Receipts
+    in_verification(
+        "accept the algorithm that a receipt names",
+        RECEIPTS + "test_a_forged_receipt_is_refused_with_its_reason[no algorithm]",
+        "if algorithm != ALGORITHM:",
+        "if algorithm is None:",
+    ),
+    in_verification(
+        "verify with the first key, whichever the receipt names",
+        RECEIPTS + "test_a_forged_receipt_is_refused_with_its_reason[an unknown key]",
+        "if key.kid == kid:",
+        "if key.kid:",
+    ),
+    in_verification(
+        "accept any picture",
+        RECEIPTS + "test_a_picture_that_differs_in_one_byte_is_another",
+        "if hashlib.sha256(image).hexdigest() != expected:",
+        "if not image:",
+    ),
+    in_verification(
+        "leave out the receipts' hash",
+        RECEIPTS + "test_a_statement_counts_exactly_its_receipts[another receipt]",
+        'if digest.hex() != claims["receiptsSha256"]:',
+        "if not digest.count:",
     ),
 )
 

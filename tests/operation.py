@@ -45,6 +45,7 @@ CREDITS = "GET /api/v1/billing/credits"
 HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
 DELETE = "DELETE /api/v1/generations/{id}"
+RECEIPT = f"{ONE}/receipt"
 R2_SECRET = "r2/credentials"
 R2_KEY_ID = "the-key-id-of-r2"
 # A prompt with this text loses its reservation while the model draws.
@@ -150,6 +151,7 @@ def _deployed(aws: EmbeddedAws, *, on_r2: bool) -> Variant:
         "GeminiApiKey": made["ARN"],
         "ImageBucket": f"images-{aws.account_id}",
         "JobsQueue": aws.client("sqs").create_queue(QueueName="jobs")["QueueUrl"],
+        "ReceiptKeyA": aws.create_signing_key(),
     }
     variant = Variant(DOCUMENT, parameters, names=names, account=aws.account_id)
     environment = variant.environment()
@@ -254,8 +256,11 @@ class _Driver:
         self._read(HISTORY, 200)
         self._read(ONE, 200, accepted["id"])
         self._read(ONE, 404, "1000000000000")
+        self._read(RECEIPT, 409, accepted["id"])
+        self._read("GET /.well-known/jwks.json", 200)
         job = self._next_job()
         assert self._work(job) == []
+        self._read(RECEIPT, 200, accepted["id"])
         # The queue may deliver a job twice.
         assert self._work(job) == []
         assert self._work("no job") == ["a-message"]
@@ -367,7 +372,8 @@ class _Driver:
         }
         answer = self._call(f"handlers.{function}.handler", event)
         assert answer["statusCode"] == status, (route, answer)
-        return json.loads(answer["body"] or "null")
+        is_json = answer["headers"].get("Content-Type") == "application/json"
+        return json.loads(answer["body"]) if is_json else answer["body"]
 
     def _reconcile(self, **endings: int) -> None:
         answer = self._call("handlers.reconcile.handler", {})
@@ -512,6 +518,11 @@ class _Driver:
             yield _OF_S3[operation], f"arn:aws:s3:::{params['Bucket']}/{params['Key']}"
         elif service == "sqs" and operation == "SendMessage":
             yield "sqs:SendMessage", f"arn:aws:sqs:{REGION}:{self._aws.account_id}:jobs"
+        elif service == "kms" and operation in {"Sign", "GetPublicKey"}:
+            yield (
+                f"kms:{operation}",
+                f"arn:aws:kms:{REGION}:{self._aws.account_id}:key/{params['KeyId']}",
+            )
         elif service == "secretsmanager" and operation == "GetSecretValue":
             yield "secretsmanager:GetSecretValue", self._secret_arn(params["SecretId"])
         else:

@@ -142,7 +142,7 @@ def test_only_its_owner_may_delete_a_generation(stack: LocalStack, customer: Cus
     assert newest(customer)["imageUrl"] == url
 
 
-def test_a_generation_in_progress_is_not_deleted(stack: LocalStack, customer: Customer) -> None:
+def test_a_generation_reserved_is_not_deleted(stack: LocalStack, customer: Customer) -> None:
     asked, released = threading.Event(), threading.Event()
 
     def hesitate(request: ModelRequest) -> ModelResponse | None:

@@ -219,6 +219,8 @@ PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the keys' prefix": ({"OrgSecretPrefix": "staging/orgs/"}, ALL),
     "the architecture": ({"Architecture": "x86_64"}, ALL),
     "SnapStart": ({"SnapStart": "On"}, WITH_ROUTES),
+    "the key of receipts": ({"ReceiptKey": "Off"}, ALL),
+    "the retired keys": ({"RetiredReceiptKeys": f"old.{'x' * 43}.{'y' * 43}"}, ALL),
     "the reserved concurrency": (
         {"ReservedConcurrency": "20"},
         {"GenerateFunction", "ReconcileFunction"},

@@ -7,6 +7,7 @@ statements of their roles, in both directions.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ OF_LAMBDA = {
 # What Lambda does with the worker's role to deliver its jobs.
 OF_THE_QUEUE = {"sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"}
 READS = {"dynamodb:GetItem", "dynamodb:Query", "secretsmanager:GetSecretValue"}
+SIGNS = {"kms:GetPublicKey", "kms:Sign"}
 SECRETS = "arn:aws:secretsmanager:us-east-1:123456789012:secret:"
 
 
@@ -266,15 +268,29 @@ def test_no_permission_is_for_any_action_or_for_any_resource_that_has_a_name(
 
 
 @pytest.mark.parametrize(
-    ("function", "reads"),
-    [("AccountFunction", READS), ("AuditFunction", {"dynamodb:GetItem", "dynamodb:Query"})],
+    ("function", "does"),
+    [
+        ("AccountFunction", READS | SIGNS),
+        ("AuditFunction", {"dynamodb:GetItem", "dynamodb:Query"}),
+    ],
 )
 def test_a_function_that_only_reads_can_change_nothing(
-    variant: Variant, function: str, reads: set[str]
+    variant: Variant, function: str, does: set[str]
 ) -> None:
     actions = {each for s in statements_of(variant, function) for each in s.actions}
 
-    assert actions - OF_LAMBDA == reads
+    assert actions - OF_LAMBDA == does
+
+
+def test_only_the_account_function_signs_and_only_with_the_key_in_use() -> None:
+    arn = "arn:aws:kms:us-east-1:123456789012:key/pictures-ReceiptKey"
+    for choice in ("A", "B", "Off"):
+        deployed = Variant(DOCUMENT, {"ReceiptKey": choice})
+        assert len(deployed.resources("AWS::KMS::Key")) == (choice != "Off")
+        for name, key in product(FUNCTIONS, "AB"):
+            signs = name == "AccountFunction" and key == choice
+            for action in SIGNS:
+                assert allowed(statements_of(deployed, name), action, f"{arn}{key}") is signs
 
 
 @pytest.mark.parametrize(

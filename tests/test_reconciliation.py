@@ -149,8 +149,9 @@ def test_an_image_that_arrives_while_its_request_is_given_up_is_charged(world: W
         writes = call.operation in {"put_object", "delete_object"}
         if writes and statuses(world) == [Status.RESERVED]:
             request, png = world.process(), to_png(small_picture(ratio), ratio)
-            request.images.put(reserved.image_key, png, reserved.attempt_id, world.deadline())
-            request.ledger.settle(reserved, 1200, world.deadline())
+            ends = world.deadline()
+            sha256 = request.images.put(reserved.image_key, png, reserved.attempt_id, ends)
+            request.ledger.settle(reserved, 1200, ends, sha256)
 
     late = world.process(Network(before_each=the_slow_request_ends))
     assert world.reconcile(late) == Reconciled(settled=1)

@@ -1,5 +1,6 @@
 """What is stored, under which conditions, and what a lost answer does to it."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,6 +44,19 @@ def test_a_success_that_was_not_heard_is_recognised_on_the_second_try(world: Wor
     wire = Network(0, Fault.RESPONSE_LOST)
     images(world, wire).put(KEY, b"bytes", "attempt-1", world.deadline())
     assert [call.operation for call in wire.calls] == ["put_object", "put_object", "head_object"]
+
+
+def test_the_hash_is_that_of_what_is_stored_even_if_another_delivery_stored_it(
+    world: World,
+) -> None:
+    first = hashlib.sha256(b"first").hexdigest()
+
+    # The deliveries of a job share its attempt, and each draws its own picture.
+    assert images(world).put(KEY, b"first", "attempt-1", world.deadline()) == first
+    assert images(world).put(KEY, b"second", "attempt-1", world.deadline()) == first
+    found = images(world).put_tombstone(KEY, "attempt-1", world.deadline())
+    assert found is not None
+    assert found.sha256 == first
 
 
 def test_an_image_of_another_attempt_is_never_overwritten(world: World) -> None:

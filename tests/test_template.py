@@ -62,6 +62,7 @@ VARIANTS = [
     }
     for chosen in product([False, True], repeat=len(CHOICES))
 ]
+VARIANTS += [{"ReceiptKey": "B"}, {"ReceiptKey": "Off"}, {**ON_R2, "ReceiptKey": "Off"}]
 # What the access log may contain: nothing that a customer sent.
 LOGGED = (
     "identity.sourceIp identity.userAgent integrationErrorMessage integrationLatency requestId "

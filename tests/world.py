@@ -407,7 +407,9 @@ class World:
     ) -> Order:
         """An order of the organisation."""
         ratio = AspectRatio.LANDSCAPE_16_9
-        return Order(self.organisation, prompt, ratio, key, asynchronous=asynchronous)
+        return Order(
+            self.organisation, prompt, ratio, key, asynchronous=asynchronous, model="a-model"
+        )
 
     def request(self, process: Sandbox, key: str | None = None) -> Finished | ServiceError | None:
         """One request: the image, the error, or None if the sandbox was killed."""
@@ -541,8 +543,12 @@ class World:
             for each in generations
             if bool(each.prompt) == (each.image_key in deleted)
         ]
-        charged = {each.image_key for each in generations if each.status is Status.SETTLED}
-        charged -= deleted
+        hashes = {
+            each.image_key: each.image_sha256
+            for each in generations
+            if each.status is Status.SETTLED and each.deleted_at is None
+        }
+        charged = set(hashes)
         stored = self.stored_keys()
         wrong += [f"{key} is charged and not stored" for key in charged - stored]
         wrong += [f"{key} is stored, and deleted or not charged" for key in stored - charged]
@@ -550,6 +556,8 @@ class World:
             found = self.process().images.read(key)
             if found is None or not is_whole_png(found.content):
                 wrong.append(f"{key} is charged and is not a whole PNG")
+            elif found.sha256 != hashes[key]:
+                wrong.append(f"the receipt of {key} would name another picture")
         return wrong
 
 

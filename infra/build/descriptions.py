@@ -15,7 +15,7 @@ from infra.build.faults import BuildError
 
 __all__ = ["SERVICES", "slimmed"]
 
-SERVICES = ("dynamodb", "s3", "secretsmanager", "sqs")
+SERVICES = ("dynamodb", "kms", "s3", "secretsmanager", "sqs")
 """As boto3 names them; ``infra.build.cuts`` keeps the descriptions of these."""
 
 _ENDPOINTS = "botocore/data/endpoints.json"

@@ -20,7 +20,9 @@ from infra.cli import (
     org,
     reconcile,
     restore,
+    statement,
     usage,
+    verify,
 )
 from infra.cli import credits as credits_
 from infra.cli.errors import CommandFailed, explain, explain_aws
@@ -53,7 +55,7 @@ _app.add_typer(org.app, name="org")
 _app.add_typer(keys.app, name="keys")
 _app.add_typer(credits_.app, name="credits")
 _app.add_typer(generations.app, name="generations")
-for module in (usage, audit, reconcile, doctor, logs, restore):
+for module in (usage, audit, reconcile, statement, verify, doctor, logs, restore):
     _app.add_typer(module.app)
 
 root = get_command(_app)

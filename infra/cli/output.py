@@ -67,19 +67,19 @@ def _is_harmless(character: str) -> bool:
 
 
 class Output:
-    """Standard output and standard error of one command, which acts on ``target``."""
+    """Standard output and standard error of one command, which acts on ``target``, if any."""
 
-    def __init__(self, target: str, *, as_json: bool) -> None:
+    def __init__(self, target: str | None, *, as_json: bool) -> None:
         self.as_json = as_json
         self._target = target
         self._is_terminal = sys.stdout.isatty()
         self._console = Console(width=None if self._is_terminal else UNLIMITED_COLUMNS)
-        if not as_json:
+        if target is not None and not as_json:
             self.note(f"Target: {target}")
 
     def result(self, document: Row, *lines: str) -> None:
         """One object: ``document`` for scripts, ``lines`` for people."""
-        named = {"target": self._target, **document}
+        named = document if self._target is None else {"target": self._target, **document}
         for line in [json.dumps(named, indent=2)] if self.as_json else map(escaped, lines):
             self._line(line)
 

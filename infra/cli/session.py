@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 from botocore.exceptions import BotoCoreError
@@ -14,7 +14,7 @@ from infra.cli.deployment import Deployment, client_of
 from infra.cli.errors import CommandFailed, explain_client
 from infra.cli.output import Output
 from infra.cli.target import Target, target_of
-from lib.clients import dynamodb, secrets_manager
+from lib.clients import dynamodb, kms, secrets_manager
 from lib.deadline import Deadline
 from lib.keys.key_ring import KeyRing
 from lib.ledger.accounts import Accounts
@@ -22,12 +22,13 @@ from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Account
 from lib.ledger.table import Table
 from lib.picture.storage import Images, ObjectStore
-from lib.settings import MissingSettingError, Settings
+from lib.receipts.signer import Signer
+from lib.settings import DEFAULT_SERVICE, MissingSettingError, Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-__all__ = ["CALL_WITHIN_S", "SCAN_WITHIN_S", "Command", "Session"]
+__all__ = ["CALL_WITHIN_S", "SCAN_WITHIN_S", "Command", "OfflineCommand", "Session"]
 
 CALL_WITHIN_S = 10.0
 """One call of the ledger, with its retries."""
@@ -104,6 +105,25 @@ class Session(typer.Context):
             raise CommandFailed(explain_client(fault)) from fault
         return Images(store, settings.image_bucket, settings.image_base_url)
 
+    @cached_property
+    def signer(self) -> Signer:
+        """Signs as the deployed service does, with the operator's own permissions.
+
+        Raises:
+            CommandFailed: the target issues no receipts.
+        """
+        key_id = self.variables.get("RECEIPT_KEY")
+        if not key_id:
+            raise CommandFailed(
+                "there is no key to sign with; set RECEIPT_KEY, or deploy with ReceiptKey A or B"
+            )
+        return Signer(self._client(kms), key_id, self.variables.get("RETIRED_RECEIPT_KEYS"))
+
+    @property
+    def issuer(self) -> str:
+        """The issuer that receipts state."""
+        return self.variables.get("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE
+
     def account(self, organisation: str) -> Account:
         """The organisation's account.
 
@@ -133,6 +153,7 @@ class Command(TyperCommand):
     """A command that accepts the root's options too: ``--json`` may precede or follow its name."""
 
     context_class = Session
+    needs_target: ClassVar[bool] = True
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Its own parameters, the root's, and ``--help``."""
@@ -146,6 +167,15 @@ class Command(TyperCommand):
         given = {name: ctx.params.pop(name) or root.params[name] for name in names}
         given.pop("version")
         as_json = given.pop("as_json")
-        ctx.target = ctx.with_resource(target_of(**given))
-        ctx.output = Output(ctx.target.title, as_json=as_json)
+        if self.needs_target:
+            ctx.target = ctx.with_resource(target_of(**given))
+            ctx.output = Output(ctx.target.title, as_json=as_json)
+        else:
+            ctx.output = Output(None, as_json=as_json)
         super().invoke(ctx)
+
+
+class OfflineCommand(Command):
+    """A command that works on files alone; options that name a target do nothing."""
+
+    needs_target = False

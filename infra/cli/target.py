@@ -23,13 +23,15 @@ _OUTPUTS = {
     "ImageBucketName": "IMAGE_BUCKET",
     "ImageDistributionId": "IMAGE_DISTRIBUTION_ID",
     "GeminiApiKeySecret": "GEMINI_API_KEY_SECRET",
+    "ReceiptKeyId": "RECEIPT_KEY",
 }
-# A stack that keeps its images in R2 has these as parameters, not as outputs.
+# What a stack has as parameters, not as outputs.
 _PARAMETERS = {
     "R2Bucket": "IMAGE_BUCKET",
     "StorageEndpointUrl": "STORAGE_ENDPOINT_URL",
     "StorageCredentialsSecret": "STORAGE_CREDENTIALS_SECRET",
     "GeminiModel": "GEMINI_MODEL",
+    "RetiredReceiptKeys": "RETIRED_RECEIPT_KEYS",
 }
 
 
@@ -93,6 +95,8 @@ def _stack_variables(stack: Deployment) -> dict[str, str]:
     variables = dict.fromkeys([*_OUTPUTS.values(), *_PARAMETERS.values()], "")
     for values, names in ((stack.parameters, _PARAMETERS), (stack.outputs, _OUTPUTS)):
         variables |= {names[key]: value for key, value in values.items() if key in names}
+    # As template.yaml names the service; receipts state it as their issuer.
+    variables["POWERTOOLS_SERVICE_NAME"] = stack.name
     if not variables["CREDITS_TABLE"] or not variables["ORG_SECRET_PREFIX"]:
         raise CommandFailed(
             f"the stack {stack.name} has no outputs TableName and OrgSecretPrefix; name a stack "

@@ -33,6 +33,7 @@ from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import DEFAULT_RATE_LIMIT
 from lib.limits import READS_AT_ONCE, READS_PER_S, UNPAID_AT_ONCE, UNPAID_PER_S
 from lib.picture.aspect_ratio import AspectRatio
+from lib.receipts.receipt import CLAIMS
 
 __all__ = ["JOB_REFUNDED_WITHIN_MIN", "PATH", "main", "reference"]
 
@@ -110,6 +111,22 @@ The worker has {WORKER_TIMEOUT_S // 60} minutes. If it dies, or the store does n
 has the image, another one takes over, at most twice. An image that was stored is not made again.
 """
 
+RECEIPTS = """\
+A receipt states what one generation cost, for the customer to keep and to check without this
+service. It is a JWS in compact form (RFC 7515), signed with ES256. Its header has `alg` `ES256`,
+`typ` `receipt+jws`, and in `kid` the key of `/.well-known/jwks.json` that signed it; accept no
+other algorithm. Keys that signed earlier stay there. A receipt that is requested again has another
+signature and the same payload: a JSON object with exactly these claims.
+
+```sh
+gemini-generate verify receipt.jws --jwks jwks.json --image fox.png
+```
+
+checks one with no network and no account. A monthly statement, which the operator makes, names the
+hash of all of the month's receipts and of the statement before; `gemini-generate verify
+statement.csv --receipts DIRECTORY --previous FILE` checks that too. A deployment may issue no
+receipts: then both routes are 404."""
+
 RATE_LIMITS = f"""\
 An organisation may start {DEFAULT_RATE_LIMIT} generations per clock minute by default; the operator
 can change that. An asynchronous generation counts when it is accepted. A request that is refused
@@ -171,6 +188,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
         ("Outcomes", f"{OUTCOMES}\n\n{table(OUTCOME_COLUMNS, map(_outcome, outcomes(document)))}"),
         ("Idempotency", IDEMPOTENCY),
         ("Asynchronous generation", ASYNCHRONOUS),
+        ("Receipts", f"{RECEIPTS}\n\n{table(('claim', 'meaning'), _claims())}"),
         ("Rate limits", RATE_LIMITS),
         ("Pagination", PAGINATION),
         ("The PNG", PROVENANCE),
@@ -182,6 +200,10 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     for route, operation in operations:
         if "security" not in operation:  # it needs a key: the others are for machines and readers
             yield from _operation(route, operation, document["components"]["schemas"])
+
+
+def _claims() -> Iterator[tuple[str, str]]:
+    return ((f"`{name}`", meaning) for name, meaning in CLAIMS.items())
 
 
 def _ratio(ratio: AspectRatio) -> tuple[str, str]:
@@ -213,9 +235,10 @@ def _operation(
 
 
 def _success(status: int, response: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
-    content = response.get("content", {}).get("application/json", {})
+    ((media_type, content),) = response.get("content", {"": {}}).items()
     headers = ", ".join(f"`{name}`" for name in response["headers"])
-    yield f"**{status}**: {response['description']}. Headers: {headers}."
+    form = "" if media_type in {"", "application/json"} else f" Form: `{media_type}`."
+    yield f"**{status}**: {response['description']}.{form} Headers: {headers}."
     if "schema" in content:
         yield _fields(content["schema"], schemas)
     for example in content.get("examples", {}).values():

@@ -1,4 +1,4 @@
-"""The embedded AWS: moto's DynamoDB, S3, Secrets Manager and SQS behind a real port.
+"""The embedded AWS: moto's DynamoDB, KMS, S3, Secrets Manager and SQS behind a real port.
 
 moto is not atomic under threads: two concurrent conditional writes can both see the old item. So
 exactly one request is inside moto at a time, which makes a conditional debit exact. This tests our
@@ -34,6 +34,7 @@ from infra.template import Template
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_kms import KMSClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_sqs import SQSClient
@@ -53,8 +54,10 @@ CREDENTIALS = _Credentials(
     aws_access_key_id=secrets.token_hex(16), aws_secret_access_key=secrets.token_hex(16)
 )
 """Those that this process's embedded AWS accepts, as arguments of boto3."""
-_SERVICES: tuple[Literal["dynamodb", "s3", "secretsmanager", "sqs"], ...] = (
+Service = Literal["dynamodb", "kms", "s3", "secretsmanager", "sqs"]
+_SERVICES: tuple[Service, ...] = (
     "dynamodb",
+    "kms",
     "s3",
     "secretsmanager",
     "sqs",
@@ -133,6 +136,7 @@ class EmbeddedAws(Runs):
             # Any other service: never the user's own.
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ENDPOINT_URL_DYNAMODB": self._dynamodb_url or self.url,
+            "AWS_ENDPOINT_URL_KMS": self.url,
             "AWS_ENDPOINT_URL_S3": self.url,
             "AWS_ENDPOINT_URL_SECRETS_MANAGER": self.url,
             "AWS_ENDPOINT_URL_SQS": self.url,
@@ -141,19 +145,21 @@ class EmbeddedAws(Runs):
     @overload
     def client(self, service: Literal["dynamodb"]) -> "DynamoDBClient": ...
     @overload
+    def client(self, service: Literal["kms"]) -> "KMSClient": ...
+    @overload
     def client(self, service: Literal["s3"]) -> "S3Client": ...
     @overload
     def client(self, service: Literal["secretsmanager"]) -> "SecretsManagerClient": ...
     @overload
     def client(self, service: Literal["sqs"]) -> "SQSClient": ...
-    def client(self, service: Literal["dynamodb", "s3", "secretsmanager", "sqs"]) -> object:
+    def client(self, service: Service) -> object:
         """The boto3 client of this account, for any number of threads, until ``stop``."""
         with self._making_client:
             if service not in self._clients:
                 self._clients[service] = self._new_client(service)
             return self._clients[service]
 
-    def _new_client(self, service: Literal["dynamodb", "s3", "secretsmanager", "sqs"]) -> _Closable:
+    def _new_client(self, service: Service) -> _Closable:
         # botocore reads none of these from the environment or a file; the values are fixed.
         nowhere = {
             "profile": (None, None, None, None),
@@ -208,6 +214,11 @@ class EmbeddedAws(Runs):
     def create_secret(self, name: str, value: str) -> None:
         """Stores a secret whose value is text."""
         self.client("secretsmanager").create_secret(Name=name, SecretString=value)
+
+    def create_signing_key(self) -> str:
+        """Creates a key for receipts, as the template defines it; returns its id."""
+        made = self.client("kms").create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
+        return made["KeyMetadata"]["KeyId"]
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not self._is_ours(environ):

@@ -214,6 +214,7 @@ class LocalStack(Runs):
             "GEMINI_API_KEY_SECRET": "gemini-api-key",
             "JOBS_QUEUE_URL": queues.get("JobsQueue", ""),
             "PUBLIC_URL": self.url,
+            "RECEIPT_KEY": self.aws.create_signing_key(),
             "POWERTOOLS_SERVICE_NAME": "gemini-generate",
         }
         variables: dict[str, str] = {}
@@ -293,7 +294,7 @@ def _warm(gemini_api_key: str | None) -> Iterator[None]:
 
         model = dependencies().settings.gemini_model
         dependencies().model = Gemini(lambda: gemini_api_key, model)
-    for name in ("telemetry", "key_verifier", "jobs", "deletions", "reconciler"):
+    for name in ("telemetry", "key_verifier", "jobs", "deletions", "reconciler", "signer"):
         getattr(dependencies(), name)
     try:
         yield

@@ -40,6 +40,7 @@ from lib.http.models import (
     HealthResponse,
     HistoryResponse,
     InsufficientCreditsResponse,
+    JwksResponse,
     decode_base64,
     parse_history_request,
     parse_idempotency_key,
@@ -371,7 +372,63 @@ _DELETE = Operation(
     ),
 )
 
+_RECEIPT = Operation(
+    method="GET",
+    path="/api/v1/generations/{id}/receipt",
+    name="getReceipt",
+    summary="Get a signed receipt",
+    description=(
+        "A receipt states what a generation cost, also if it was refunded. It is a JWS (RFC 7515, "
+        "compact, ES256), signed with a key at `/.well-known/jwks.json`."
+    ),
+    parameters=_GENERATION.parameters,
+    responses=(
+        ResponseSpec(200, "The receipt, as a compact JWS", None, {}, media_type="application/jose"),
+        error_response(*_UNAUTHORIZED),
+        error_response(
+            "The organisation has no generation with this id, or receipts are off",
+            (NotFound(),),
+            ErrorResponse,
+        ),
+        error_response("The generation has not ended", (GenerationReserved(3),), ErrorResponse),
+        error_response(*_UNAVAILABLE),
+    ),
+)
+
+_JWKS = Operation(
+    method="GET",
+    path="/.well-known/jwks.json",
+    name="getReceiptKeys",
+    summary="Get the public keys of receipts",
+    responses=(
+        ResponseSpec(
+            200,
+            "The public keys, as a JWK Set (RFC 7517)",
+            JwksResponse,
+            {
+                "keys": {
+                    "keys": [
+                        {
+                            "kty": "EC",
+                            "crv": "P-256",
+                            "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+                            "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",
+                            "kid": "1234abcd-12ab-34cd-56ef-1234567890ab",
+                            "use": "sig",
+                            "alg": "ES256",
+                        }
+                    ]
+                }
+            },
+        ),
+        error_response("Receipts are off", (NotFound(),), ErrorResponse),
+        error_response(*_UNAVAILABLE),
+    ),
+    needs_key=False,
+)
+
 _OPEN = (
+    _JWKS,
     Operation(
         method="GET",
         path="/healthz",
@@ -398,5 +455,13 @@ _OPEN = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (_GENERATE, _CREDITS, _GENERATION, _DELETE, _HISTORY, *_OPEN)
+OPERATIONS: tuple[Operation, ...] = (
+    _GENERATE,
+    _CREDITS,
+    _GENERATION,
+    _RECEIPT,
+    _DELETE,
+    _HISTORY,
+    *_OPEN,
+)
 """Every deployed route, in the order of the document."""

@@ -34,6 +34,8 @@ __all__ = [
     "HistoryRequest",
     "HistoryResponse",
     "InsufficientCreditsResponse",
+    "Jwk",
+    "JwksResponse",
     "as_body",
     "cursor_before",
     "decode_base64",
@@ -168,6 +170,26 @@ class HealthResponse:
     """The body of ``GET /healthz``."""
 
     status: Annotated[Literal["ok"], FieldSpec("Always `ok`")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jwk:
+    """One public key of ``JwksResponse``."""
+
+    kty: Literal["EC"]
+    crv: Literal["P-256"]
+    x: Annotated[str, FieldSpec("The point's x, in base64url")]
+    y: Annotated[str, FieldSpec("The point's y, in base64url")]
+    kid: Annotated[str, FieldSpec("`kid` in the header of a receipt that the key signed")]
+    use: Literal["sig"]
+    alg: Literal["ES256"]
+
+
+@dataclass(frozen=True, slots=True)
+class JwksResponse:
+    """The body of ``GET /.well-known/jwks.json``: a JWK Set (RFC 7517)."""
+
+    keys: Annotated[list[Jwk], FieldSpec("The key that signs, then those that signed earlier")]
 
 
 def as_body(

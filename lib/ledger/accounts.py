@@ -9,6 +9,7 @@ from lib.ledger.audit import Auditor, AuditReport
 from lib.ledger.rows import (
     DEFAULT_RATE_LIMIT,
     Account,
+    Generation,
     Grant,
     Item,
     account_key,
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from lib.picture.storage import Images
 
 __all__ = ["Accounts", "GrantRejectedError"]
+
+# What a generation's row holds, but for what the customer wrote.
+_WITHOUT_PROMPT = (
+    *("pk", "sk", "status", "credits", "attemptId", "imageKey", "aspectRatio", "requestHash"),
+    *("keyId", "model", "settledAt", "refundedAt", "failureCode", "imageSha256"),
+)
 
 
 class GrantRejectedError(Exception):
@@ -199,6 +206,27 @@ class Accounts:
             "ConsistentRead": True,
         }
         return map(Grant.from_item, self._table.query(query, deadline))
+
+    def generations(
+        self, organisation: str, first_ms: int, end_ms: int, deadline: Deadline
+    ) -> Iterator[Generation]:
+        """The generations created from ``first_ms`` until before ``end_ms``, oldest first.
+
+        Times are in epoch milliseconds. It keeps one page in memory; prompts are not read.
+        """
+        names = {f"#{at}": name for at, name in enumerate(_WITHOUT_PROMPT)}
+        query: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
+            "ProjectionExpression": ", ".join(names),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": {
+                ":pk": account_key(organisation)["pk"],
+                ":first": generation_key(organisation, first_ms)["sk"],
+                ":last": generation_key(organisation, end_ms - 1)["sk"],
+            },
+            "ConsistentRead": True,
+        }
+        return map(Generation.from_item, self._table.query(query, deadline))
 
     def usage(self, organisation: str, first_ms: int, last_ms: int, deadline: Deadline) -> Usage:
         """What the organisation used in a time, of which both ends (epoch milliseconds) count."""

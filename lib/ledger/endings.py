@@ -21,7 +21,7 @@ from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.ledger.ledger import Ledger, Refund, ReservationGone
 from lib.ledger.rows import Generation
 from lib.ledger.table import LedgerUnreachable
-from lib.picture.storage import Images, StorageUnreachable
+from lib.picture.storage import FoundImage, Images, StorageUnreachable
 
 __all__ = ["Ending", "Endings"]
 
@@ -33,7 +33,6 @@ class Ending(StrEnum):
     REFUNDED = "refunded"
     ALREADY_SETTLED = "already settled"
     ALREADY_REFUNDED = "already refunded"
-    STORED = "stored"
     IN_PROGRESS = "in progress"
 
     @property
@@ -62,7 +61,7 @@ class Endings:
         revisit: bool = False,
         frees_place: bool = False,
         only_if_due: bool = False,
-    ) -> Ending:
+    ) -> Ending | FoundImage:
         """Refunds the reservation, unless its image turns out to be stored.
 
         ``in_doubt``: an image may be stored or may still arrive, so a tombstone decides.
@@ -71,7 +70,7 @@ class Endings:
         ``only_if_due``: leave the reservation alone if its lease was extended.
 
         Returns:
-            ``STORED`` leaves it to the caller to settle.
+            An image that was found leaves it to the caller to settle.
 
         Raises:
             StorageUnreachable: the doubt could not be resolved; nothing was decided.
@@ -80,11 +79,11 @@ class Endings:
         if in_doubt:
             if deadline.remaining_s() < STORAGE_CALL_S:
                 raise StorageUnreachable
-            is_stored = self._images.put_tombstone(
+            found = self._images.put_tombstone(
                 generation.image_key, generation.attempt_id, deadline
             )
-            if is_stored:
-                return Ending.STORED
+            if found is not None:
+                return found
             if deadline.remaining_s() < LEDGER_CALL_S:
                 raise LedgerUnreachable(maybe_done=False)
         now_s = int(self._clock())
@@ -111,7 +110,11 @@ class Endings:
         }[made]
 
     def settle(
-        self, generation: Generation, deadline: Deadline, stored_at: float | None = None
+        self,
+        generation: Generation,
+        deadline: Deadline,
+        image_sha256: str | None,
+        stored_at: float | None = None,
     ) -> Ending:
         """Settles a reservation whose image is stored since ``stored_at``, in epoch seconds.
 
@@ -121,7 +124,7 @@ class Endings:
         ended_at = self._clock() if stored_at is None else stored_at
         duration_ms = max(0, round(ended_at * 1000) - generation.created_ms)
         try:
-            self._ledger.settle(generation, duration_ms, deadline)
+            self._ledger.settle(generation, duration_ms, deadline, image_sha256)
         except ReservationGone:
             return Ending.ALREADY_REFUNDED
         return Ending.SETTLED

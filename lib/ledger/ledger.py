@@ -18,7 +18,6 @@ to repeat and to race: the first one decides, and the other one reads what was d
 
 import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -37,6 +36,7 @@ from lib.ledger.rows import (
     Account,
     Generation,
     Item,
+    Refund,
     Status,
     account_key,
     due_shard,
@@ -54,15 +54,6 @@ MAX_ATTEMPTS = 100
 DUE_ROWS_PER_PAGE = 100
 # The last time that 13 digits of milliseconds can express.
 LAST_MS = 10**13 - 1
-
-
-class Refund(StrEnum):
-    """What a refund did, or found."""
-
-    MADE = "made"
-    MADE_BEFORE = "made before"
-    SETTLED = "settled"
-    NOT_DUE = "not due"
 
 
 class ReservationGone(Exception):
@@ -164,8 +155,16 @@ class Ledger:
             found = None if failed.item is None else Generation.from_item(failed.item)
             return found if found and found.status is not Status.RESERVED else None
 
-    def settle(self, generation: Generation, duration_ms: int, deadline: Deadline) -> bool:
+    def settle(
+        self,
+        generation: Generation,
+        duration_ms: int,
+        deadline: Deadline,
+        image_sha256: str | None = None,
+    ) -> bool:
         """Makes the charge final; safe to repeat. If it fails, the reconciler settles.
+
+        ``image_sha256`` is of the stored object, 64 hex digits; None if it is not known.
 
         Returns:
             Whether the image may stay: not once its customer has deleted it.
@@ -180,8 +179,8 @@ class Ledger:
             "Key": generation.key,
             "ConditionExpression": still_reserved,
             "UpdateExpression": (
-                "SET #status = :settled, settledAt = :now, durationMs = :durationMs"
-                " REMOVE dueShard, dueAt"
+                "SET #status = :settled, settledAt = :now, durationMs = :durationMs,"
+                " imageSha256 = :sha256 REMOVE dueShard, dueAt"
             ),
             "ExpressionAttributeNames": {"#status": "status"},
             "ExpressionAttributeValues": {
@@ -189,6 +188,7 @@ class Ledger:
                 ":settled": string(Status.SETTLED),
                 ":now": number(self._now_s()),
                 ":durationMs": number(duration_ms),
+                ":sha256": string(image_sha256 or ""),
             },
         }
         try:

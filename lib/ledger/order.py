@@ -13,7 +13,11 @@ CREDITS_PER_IMAGE: Literal[5] = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A customer's request for one image. ``key_id`` is the id of the API key that was used."""
+    """A customer's request for one image.
+
+    ``key_id`` is the id of the API key that was used, ``model`` the name of the model that is to
+    draw.
+    """
 
     organisation: str
     prompt: str
@@ -21,6 +25,7 @@ class Order:
     idempotency_key: str | None = None
     asynchronous: bool = False
     key_id: str | None = None
+    model: str | None = None
 
     @property
     def request_hash(self) -> str:

@@ -25,7 +25,7 @@ from lib.ledger.ledger import Ledger
 from lib.ledger.rows import Generation, Item, Status
 from lib.observability import Observation
 from lib.picture.check import is_whole_png
-from lib.picture.storage import Images, StoredImage
+from lib.picture.storage import FoundImage, Images, StoredImage
 
 __all__ = ["EXPIRED", "ROWS_IN_PARALLEL", "Reconciled", "Reconciler", "Visit"]
 
@@ -121,7 +121,7 @@ class Reconciler:
         """
         stored = self._images.read(generation.image_key)
         if stored is not None and _is_image_of(generation, stored):
-            return self._endings.settle(generation, deadline, stored.stored_at)
+            return self._endings.settle(generation, deadline, stored.sha256, stored.stored_at)
         # Whatever is under the key keeps an image from arriving, as a tombstone would.
         ending = self._endings.refund(
             generation,
@@ -132,8 +132,8 @@ class Reconciler:
             frees_place=True,
             only_if_due=True,
         )
-        if ending is Ending.STORED:
-            return self._endings.settle(generation, deadline)
+        if isinstance(ending, FoundImage):
+            return self._endings.settle(generation, deadline, ending.sha256)
         return ending
 
     def settle_if_stored(self, generation: Generation, deadline: Deadline) -> Ending:
@@ -145,7 +145,7 @@ class Reconciler:
         stored = self._images.read(generation.image_key)
         if stored is None or not _is_image_of(generation, stored):
             return Ending.IN_PROGRESS
-        return self._endings.settle(generation, deadline, stored.stored_at)
+        return self._endings.settle(generation, deadline, stored.sha256, stored.stored_at)
 
     def _visit(self, item: Item, deadline: Deadline) -> Outcome:
         if deadline.passed():

@@ -39,6 +39,7 @@ __all__ = [
     "Generation",
     "Grant",
     "Item",
+    "Refund",
     "Status",
     "account_key",
     "due_shard",
@@ -64,6 +65,15 @@ class Status(StrEnum):
     RESERVED = "reserved"
     SETTLED = "settled"
     REFUNDED = "refunded"
+
+
+class Refund(StrEnum):
+    """What a refund did, or found."""
+
+    MADE = "made"
+    MADE_BEFORE = "made before"
+    SETTLED = "settled"
+    NOT_DUE = "not due"
 
 
 def string(value: str) -> dict[str, str]:
@@ -159,7 +169,11 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One requested image and its outcome. ``due_at`` is in epoch seconds."""
+    """One requested image and its outcome. Times are in epoch seconds.
+
+    ``model`` is the one that was configured when the request was accepted, ``image_sha256`` 64 hex
+    digits. Rows of earlier versions have neither.
+    """
 
     organisation: str
     created_ms: int
@@ -173,12 +187,14 @@ class Generation:
     idempotency_key: str | None = None
     key_id: str | None = None
     asynchronous: bool = False
+    model: str | None = None
     due_at: int | None = None
     settled_at: int | None = None
     refunded_at: int | None = None
     duration_ms: int | None = None
     failure_code: str | None = None
     deleted_at: int | None = None
+    image_sha256: str | None = None
 
     @classmethod
     def reserved(
@@ -197,6 +213,7 @@ class Generation:
             request_hash=order.request_hash,
             idempotency_key=order.idempotency_key,
             key_id=order.key_id,
+            model=order.model,
             asynchronous=order.asynchronous,
             due_at=due_at,
         )
@@ -234,6 +251,8 @@ class Generation:
             item["keyId"] = string(self.key_id)
         if self.asynchronous:
             item["asynchronous"] = {"BOOL": True}
+        if self.model is not None:
+            item["model"] = string(self.model)
         if self.due_at is not None:
             item["dueShard"] = string(due_shard(self.created_ms))
             item["dueAt"] = number(self.due_at)
@@ -255,12 +274,14 @@ class Generation:
             idempotency_key=_str(item, "idempotencyKey"),
             key_id=_str(item, "keyId"),
             asynchronous=bool(item.get("asynchronous", {}).get("BOOL")),
+            model=_str(item, "model"),
             due_at=_int(item, "dueAt"),
             settled_at=_int(item, "settledAt"),
             refunded_at=_int(item, "refundedAt"),
             duration_ms=_int(item, "durationMs"),
             failure_code=_str(item, "failureCode"),
             deleted_at=_int(item, "deletedAt"),
+            image_sha256=_str(item, "imageSha256") or None,
         )
 
 

@@ -1,17 +1,17 @@
 """Stores images in S3, or in Cloudflare R2 through its S3 API.
 
 An object is written once (``If-None-Match: *``) under the key of one generation, with that
-generation's ``attemptId`` as metadata. If the response to a successful PUT is lost, the retry gets
-a 412 and the writer recognises its own object. S3 returns 412, or 409 while two writers race; R2
-returns 412. Source: "Conditional writes" in S3's user guide.
+generation's ``attemptId`` and the SHA-256 of its content as metadata. If the response to a
+successful PUT is lost, the retry gets a 412 and the writer recognises its own object. S3 returns
+412, or 409 while two writers race; R2 returns 412. Source: "Conditional writes" in S3's user guide.
 """
 
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from itertools import count
@@ -30,6 +30,7 @@ from lib.clients import (
 )
 from lib.deadline import LEDGER_CALL_S, STORAGE_CALL_S, Deadline
 from lib.errors import StorageFailed
+from lib.picture.stored_image import TOMBSTONE, FoundImage, StoredImage
 from lib.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PNG_MIME_TYPE",
+    "FoundImage",
     "Images",
     "KeyTaken",
     "ObjectStore",
@@ -53,8 +55,7 @@ MAX_TRIES = 3
 _KEY_EXISTS = HTTPStatus.PRECONDITION_FAILED
 MAX_STORED_BYTES = 64 * 1024 * 1024
 _ATTEMPT = "attempt"
-# What a tombstone has instead of an attempt's id, which is a UUID.
-_TOMBSTONE = "tombstone"
+_SHA256 = "sha256"
 CREDENTIALS_SETTING = "STORAGE_CREDENTIALS_SECRET"
 # The least time between two reads of the secret because of refusals.
 REREAD_AFTER_S = 5.0
@@ -184,20 +185,6 @@ def _refuses_credentials(fault: ClientError) -> bool:
     return status in _UNAUTHORIZED or error_code(fault) in _CREDENTIAL_CODES
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An object read from the bucket. ``stored_at`` is in epoch seconds."""
-
-    content: bytes
-    attempt_id: str | None
-    stored_at: float
-
-    @property
-    def is_tombstone(self) -> bool:
-        """Whether it only keeps an image from arriving under its key."""
-        return self.attempt_id == _TOMBSTONE
-
-
 class Images:
     """The images in one bucket. ``client`` returns the S3 client, as ``ObjectStore`` does."""
 
@@ -225,29 +212,36 @@ class Images:
         """
         self._client()
 
-    def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> None:
+    def put(self, key: str, png: bytes, attempt_id: str, deadline: Deadline) -> str | None:
         """Stores ``png`` under ``key``, at most once; retries while that leaves time for a refund.
+
+        Returns:
+            SHA-256 of what is stored, 64 hex digits. Another delivery of the same job may have
+            stored another picture. None: an earlier version stored it, without its hash.
 
         Raises:
             KeyTaken: another attempt's object, or a tombstone, is under the key.
             StorageFailed: no PUT was confirmed; ``may_be_stored`` says that one may have succeeded.
         """
-        if self._claim(key, png, attempt_id, _CACHE_A_DAY, deadline) != attempt_id:
+        there = self._claim(key, png, attempt_id, _CACHE_A_DAY, deadline)
+        if there.attempt_id != attempt_id:
             raise KeyTaken
+        return there.sha256
 
-    def put_tombstone(self, key: str, attempt_id: str, deadline: Deadline) -> bool:
+    def put_tombstone(self, key: str, attempt_id: str, deadline: Deadline) -> FoundImage | None:
         """Keeps the image of ``attempt_id`` from arriving under ``key``, unless it is there.
 
         Returns:
-            Whether the image is there. If not, it never will be while the tombstone stands.
+            The image, if it is there. If not, it never will be while the tombstone stands.
 
         Raises:
             StorageUnreachable: neither is certain.
         """
         try:
-            return self._claim(key, b"", _TOMBSTONE, "no-store", deadline) == attempt_id
+            there = self._claim(key, b"", TOMBSTONE, "no-store", deadline)
         except StorageFailed as fault:
             raise StorageUnreachable from fault
+        return there if there.attempt_id == attempt_id else None
 
     def read(self, key: str) -> StoredImage | None:
         """The object ``key``; None if it does not exist.
@@ -312,14 +306,15 @@ class Images:
 
     def _claim(
         self, key: str, content: bytes, attempt_id: str, cache_control: str, deadline: Deadline
-    ) -> str | None:
-        """Puts an object unless the key is taken; returns the attempt whose object is there then.
+    ) -> FoundImage:
+        """Puts an object unless the key is taken; returns the one that is there then.
 
         Raises:
             StorageFailed
         """
+        sha256 = hashlib.sha256(content).hexdigest()
 
-        def put() -> str:
+        def put() -> FoundImage:
             self._client().put_object(
                 Bucket=self._bucket,
                 Key=key,
@@ -327,13 +322,13 @@ class Images:
                 ContentType=PNG_MIME_TYPE if content else "text/plain",
                 CacheControl=cache_control,
                 IfNoneMatch="*",
-                Metadata={_ATTEMPT: attempt_id},
+                Metadata={_ATTEMPT: attempt_id, _SHA256: sha256},
             )
-            return attempt_id
+            return FoundImage(attempt_id, sha256)
 
-        def head() -> str | None:
-            found = self._client().head_object(Bucket=self._bucket, Key=key)
-            return found["Metadata"].get(_ATTEMPT)
+        def head() -> FoundImage:
+            metadata = self._client().head_object(Bucket=self._bucket, Key=key)["Metadata"]
+            return FoundImage(metadata.get(_ATTEMPT), metadata.get(_SHA256))
 
         try:
             return self._call_with_retries(put, deadline)

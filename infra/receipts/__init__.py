@@ -1,0 +1,1 @@
+"""Monthly statements, and the verification of receipts and statements."""

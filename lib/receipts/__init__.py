@@ -1,0 +1,1 @@
+"""Receipts: what a generation cost, signed so that a customer can check it without this service."""
