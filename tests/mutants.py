@@ -95,7 +95,7 @@ in_generation = partial(Mutant, "lib/generation.py")
 in_jobs = partial(Mutant, "lib/jobs.py")
 in_worker = partial(Mutant, "handlers/worker.py")
 in_handler = partial(Mutant, "handlers/generate.py")
-in_errors = partial(Mutant, "lib/errors.py")
+in_errors = partial(Mutant, "lib/errors/after_debit.py")
 in_template = partial(Mutant, "template.yaml")
 in_verification = partial(Mutant, "infra/receipts/verification.py")
 
