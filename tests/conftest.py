@@ -25,7 +25,7 @@ __all__ = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--schedule", help="one schedule of tests/test_interleavings.py, as 0.1.2")
+    parser.addoption("--schedule", help="one schedule of a scene in tests/scenes.py, as 0.1.2")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
