@@ -100,8 +100,11 @@ class Dependencies:
     def generations(self) -> "Generations":
         """The use case: reserve, generate, store, settle or refund."""
         from lib.generation import Generations  # noqa: PLC0415 - it loads the PNG encoder
+        from lib.ledger.refusals import Refusals  # noqa: PLC0415 - as above
 
-        return Generations(self.ledger, self.model, self.images)
+        limit = self.settings.refused_prompts_per_day
+        refusals = Refusals(self._table, limit) if limit else None
+        return Generations(self.ledger, self.model, self.images, refusals)
 
     @cached_property
     def jobs(self) -> "Jobs":

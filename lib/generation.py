@@ -30,6 +30,7 @@ from lib.deadline import (
 )
 from lib.errors import (
     Busy,
+    ContentRejected,
     GenerationFailed,
     JobNotQueued,
     OutcomePending,
@@ -42,6 +43,7 @@ from lib.ledger.endings import Ending, Endings
 from lib.ledger.ledger import KeyInFlight, Ledger, ReservationGone
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciler
+from lib.ledger.refusals import Refusals
 from lib.ledger.replay import Replay, Replays
 from lib.ledger.rows import Generation, Status
 from lib.ledger.table import LedgerUnreachable
@@ -91,6 +93,7 @@ class Generations:
         ledger: Ledger,
         model: ImageModel,
         images: Images,
+        refusals: Refusals | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
@@ -99,6 +102,7 @@ class Generations:
         self._endings = Endings(ledger, images, clock)
         self._reconciler = Reconciler(ledger, images, clock)
         self._replays = Replays(self._reconciler, clock)
+        self._refusals = refusals
         self._clock = clock
 
     def generate(
@@ -268,8 +272,22 @@ class Generations:
             return self._charged(generation, self._age_ms(generation), observation)
         if ending is Ending.REFUNDED:
             observation.count("Refunds")
+            if isinstance(failure, ContentRejected):
+                self._count_refusal(generation.organisation, deadline, observation)
         _report(failure, generation, observation)
         raise failure from failure.__cause__
+
+    def _count_refusal(
+        self, organisation: str, deadline: Deadline, observation: Observation
+    ) -> None:
+        if self._refusals is None:
+            return
+        try:
+            if self._refusals.count(organisation, deadline):
+                observation.count("OrganisationsSuspended")
+                observation.warning("suspended after refused prompts", organisation=organisation)
+        except LedgerUnreachable as fault:
+            observation.warning("a refused prompt was not counted", fault)
 
     def _charged(
         self, generation: Generation, duration_ms: int, observation: Observation

@@ -35,6 +35,7 @@ class Settings:
     public_url: str | None = None
     receipt_key: str | None = None
     retired_receipt_keys: str | None = None
+    refused_prompts_per_day: int = 0
     aws_region: str | None = None
     service_name: str = DEFAULT_SERVICE
     metrics_namespace: str = DEFAULT_NAMESPACE
@@ -69,6 +70,7 @@ class Settings:
             public_url=environment.get("PUBLIC_URL", "").strip().rstrip("/") or None,
             receipt_key=optional("RECEIPT_KEY"),
             retired_receipt_keys=optional("RETIRED_RECEIPT_KEYS"),
+            refused_prompts_per_day=int(optional("REFUSED_PROMPTS_PER_DAY") or 0),
             # Lambda sets AWS_REGION, but boto3 reads AWS_DEFAULT_REGION only.
             aws_region=optional("AWS_REGION"),
             service_name=optional("POWERTOOLS_SERVICE_NAME") or DEFAULT_SERVICE,

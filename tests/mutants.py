@@ -619,6 +619,13 @@ MUTANTS = (
         "",
     ),
     # Accept and work
+    Mutant(
+        "lib/ledger/refusals.py",
+        "never suspend for refused prompts",
+        "tests/test_safety.py::test_refused_prompts_suspend_an_organisation_at_the_limit_of_a_day",
+        "if refusals < self._limit:",
+        "if refusals <= self._limit:",
+    ),
     in_jobs(
         "accept without queueing",
         WORKER + "test_a_job_that_waits_ten_minutes_in_the_queue_is_still_done",

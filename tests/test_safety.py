@@ -15,6 +15,8 @@ import pytest
 from handlers.dependencies import dependencies
 from infra.local.stack import LocalStack
 from lib.deadline import Deadline
+from lib.errors import ContentRejected, OrganisationSuspended, ServiceError
+from lib.generation import Finished
 from lib.keys.format import new_key
 from lib.keys.key_ring import KeyRing
 from lib.ledger.ledger import Ledger
@@ -45,7 +47,8 @@ from tests.customer import (
     plain_picture,
     prompts_sent,
 )
-from tests.world import Clock, World
+from tests.engines import Engine
+from tests.world import Clock, Fault, Network, World
 
 FIRST_MS = 1_700_000_000_000
 EMOJI = "🦊"
@@ -118,6 +121,44 @@ def test_200_refusals_in_a_row_meet_a_limit_of_their_organisation_alone(
     assert read(poor).status == 200
     stopped_clock.sleep(1)
     assert generate(poor).status == 402
+
+
+@pytest.fixture
+def world(moto_engine: Engine) -> Iterator[World]:
+    with World(moto_engine) as made:
+        yield made
+
+
+def refuse(world: World, network: Network | None = None) -> ServiceError | Finished | None:
+    """A request with a prompt that Google refuses, where two a day are one too many."""
+    refusing = world.process(network, ContentRejected(), refused_prompts_per_day=2)
+    return world.request(refusing)
+
+
+def test_refused_prompts_suspend_an_organisation_at_the_limit_of_a_day(world: World) -> None:
+    assert isinstance(refuse(world), ContentRejected)
+    assert isinstance(world.request(world.process()), Finished)
+    world.clock.sleep(24 * 60 * 60)
+    assert isinstance(refuse(world), ContentRejected)
+    assert isinstance(refuse(world), ContentRejected)
+
+    assert isinstance(refuse(world), OrganisationSuspended)
+    assert isinstance(world.request(world.process()), OrganisationSuspended)
+    account = world.process().accounts.resume(world.organisation, world.deadline())
+    assert account is not None
+    assert isinstance(refuse(world), ContentRejected)
+    assert isinstance(world.request(world.process()), Finished)
+    assert world.balance() == 90
+    assert world.violations() == []
+
+
+def test_a_refused_prompt_that_cannot_be_counted_is_refunded_all_the_same(world: World) -> None:
+    count = 3  # After the reservation, the model, and the refund.
+    failed = refuse(world, Network(count, Fault.OUTAGE))
+
+    assert isinstance(failed, ContentRejected)
+    assert world.balance() == 100
+    assert world.violations() == []
 
 
 def test_replays_which_are_free_count_as_refusals_do(

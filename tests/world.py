@@ -30,6 +30,7 @@ from lib.ledger.deletion import Deletions
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.reconciliation import Reconciled, Reconciler
+from lib.ledger.refusals import Refusals
 from lib.ledger.rows import (
     Account,
     Generation,
@@ -368,6 +369,7 @@ class World:
         clock_ahead_s: float = 0,
         *,
         index_lags: bool = False,
+        refused_prompts_per_day: int = 0,
     ) -> Sandbox:
         """A new sandbox; ``failure`` is what its model raises.
 
@@ -390,7 +392,9 @@ class World:
         ledger = Ledger(table, clock)
         images = Images(lambda: s3, self.engine.bucket, BASE_URL, self.clock.sleep)
         model = PaintedModel(network, failure, lambda: self.clock.sleep(model_takes_s))
-        generations = Generations(ledger, model, images, clock=clock)
+        limit = refused_prompts_per_day
+        refusals = Refusals(table, limit, clock) if limit else None
+        generations = Generations(ledger, model, images, refusals, clock)
         return Sandbox(
             network=network,
             ledger=ledger,

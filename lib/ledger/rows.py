@@ -7,6 +7,7 @@
                                               deleted, ``deletedAt`` and no ``prompt``
     idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
+    refusals     pk ORG#<org>  sk REFUSALS#<day>  refused prompts of a day, if they are limited
     listing      pk ORGS       sk ORG#<org>   that there is such an organisation
 
 ``<ms>`` is 13 digits of epoch milliseconds. Times in attributes are epoch seconds. A generation
@@ -109,6 +110,11 @@ def listing_key(organisation: str) -> dict[str, dict[str, str]]:
 def listed_organisation(item: Item) -> str:
     """The organisation that a row of ``ORGS`` lists."""
     return str(item["sk"]["S"]).removeprefix("ORG#")
+
+
+def refusals_key(organisation: str, day: str) -> dict[str, dict[str, str]]:
+    """The key of the count of refused prompts of one day, such as ``2026-11-26``."""
+    return {"pk": string(f"ORG#{organisation}"), "sk": string(f"REFUSALS#{day}")}
 
 
 def organisation_of(item: Item) -> str:
