@@ -341,8 +341,17 @@ def remove_image(world: World) -> str:
     return lost.image_key
 
 
-def store_something(world: World, key: str) -> None:
+def delete_image(world: World) -> str:
+    """The customer deletes the newest image, and every visit that is planned has been."""
+    key = nth(world, -1).image_key
+    assert world.delete(world.process(), nth(world, -1).created_ms) is True
+    world.settle_down()
+    return key
+
+
+def store_something(world: World, key: str) -> str:
     world.process().images.put(key, b"a picture", "another", world.deadline())
+    return key
 
 
 def store_refunded(world: World, *, due: bool = False) -> str:
@@ -365,6 +374,11 @@ def leave_tombstone(world: World) -> None:
         (lambda _world: None, None),
         (remove_image, "is settled, and its image {key} is not stored"),
         (store_refunded, "is refunded, and its image {key} is stored"),
+        (delete_image, None),
+        (
+            lambda world: store_something(world, delete_image(world)),
+            "and its image {key} is stored",
+        ),
         (lambda world: store_refunded(world, due=True), None),
         (leave_tombstone, None),
         (
@@ -372,7 +386,16 @@ def leave_tombstone(world: World) -> None:
             "1600000000000.png is stored, and belongs to no generation",
         ),
     ],
-    ids=["nothing", "lost", "refunded", "still due", "a tombstone", "without a row"],
+    ids=[
+        "nothing",
+        "lost",
+        "refunded",
+        "deleted",
+        "not deleted",
+        "still due",
+        "a tombstone",
+        "without a row",
+    ],
 )
 def test_images_that_are_missing_or_should_not_be_there_are_found(
     world: World, happens: Callable[[World], str | None], finding: str | None

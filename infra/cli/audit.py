@@ -1,5 +1,6 @@
 """``audit``: whether the organisations' credits add up."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -27,11 +28,24 @@ _FIELDS = (
 _Images = Annotated[
     bool, typer.Option("--images", help="Compare the rows with the stored images, too.")
 ]
+_KeptDays = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="DAYS",
+        help="With --images: do not expect older images, which ImageRetentionDays deletes.",
+    ),
+]
+DAY_MS = 24 * 60 * 60 * 1000
 
 
 @app.command("audit", cls=Command, epilog=f"--json: {_FIELDS}")
 def audit(
-    session: Session, organisation: OptionalOrganisation = None, *, images: _Images = False
+    session: Session,
+    organisation: OptionalOrganisation = None,
+    *,
+    images: _Images = False,
+    kept_days: _KeptDays = None,
 ) -> None:
     """Recompute the credits of one organisation, or of all, and report what does not add up.
 
@@ -41,11 +55,12 @@ def audit(
     same. Changes nothing.
     """
     bad: list[str] = []
+    since_ms = 0 if kept_days is None else round(time.time() * 1000) - kept_days * DAY_MS
 
     def verdicts(names: list[str]) -> Iterator[Row]:
         for count, name in enumerate(names, start=1):
             update(f"{count} of {len(names)}")
-            verdict = _verdict(session, name, with_images=images)
+            verdict = _verdict(session, name, since_ms, with_images=images)
             if not verdict["healthy"]:
                 bad.append(name)
             yield verdict
@@ -72,14 +87,16 @@ def _names(session: Session, organisation: str | None) -> list[str]:
     return names
 
 
-def _verdict(session: Session, organisation: str, *, with_images: bool) -> dict[str, Any]:
+def _verdict(
+    session: Session, organisation: str, kept_since_ms: int, *, with_images: bool
+) -> dict[str, Any]:
     verdict: dict[str, Any] = {"organisation": organisation}
     stored, findings = None, []
     try:
         report = session.accounts.audit(organisation, Deadline(SCAN_WITHIN_S))
         if with_images:
             found = session.accounts.audit_images(
-                organisation, session.images, Deadline(SCAN_WITHIN_S)
+                organisation, session.images, Deadline(SCAN_WITHIN_S), kept_since_ms
             )
             stored, findings = found.stored, [*found.findings]
     except (LedgerUnreachable, StorageUnreachable) as fault:

@@ -248,7 +248,7 @@ class Accounts:
         return Auditor(self._table, self._clock).audit(organisation, deadline)
 
     def audit_images(
-        self, organisation: str, images: "Images", deadline: Deadline
+        self, organisation: str, images: "Images", deadline: Deadline, kept_since_ms: int = 0
     ) -> "ImageReport":
         """Compares the organisation's rows with its objects; see ``lib.ledger.image_audit``.
 
@@ -257,7 +257,7 @@ class Accounts:
         """
         from lib.ledger.image_audit import audit_images  # noqa: PLC0415 - only an operator's
 
-        return audit_images(self._table, images, organisation, deadline)
+        return audit_images(self._table, images, organisation, deadline, kept_since_ms)
 
     def _now_s(self) -> int:
         return int(self._clock())

@@ -1,6 +1,7 @@
 """The audit of one organisation's images: what its rows say is stored, against what is.
 
     settled                  an object that is not empty
+    settled, and deleted     no object, once nothing is due
     refunded, nothing due    no object, or an empty one: a tombstone, which shows nothing
     reserved, or still due   anything: a request or the reconciler is yet to decide
     no row                   no object that is not empty
@@ -42,6 +43,7 @@ class _Row(NamedTuple):
     created_ms: int
     status: Status
     is_due: bool
+    is_deleted: bool
 
 
 class _Found(NamedTuple):
@@ -51,9 +53,11 @@ class _Found(NamedTuple):
 
 
 def audit_images(
-    table: Table, images: Images, organisation: str, deadline: Deadline
+    table: Table, images: Images, organisation: str, deadline: Deadline, kept_since_ms: int = 0
 ) -> ImageReport:
     """Compares the organisation's rows with its objects.
+
+    Images from before ``kept_since_ms`` need not be there: a lifecycle rule may delete them.
 
     Raises:
         LedgerUnreachable, StorageUnreachable: they could not be read in time.
@@ -71,6 +75,8 @@ def audit_images(
         row = next((each.row for each in both if each.row), None)
         size_bytes = sum(each.size_bytes for each in both)
         stored += size_bytes > 0
+        if size_bytes == 0 and row is not None and row.created_ms < kept_since_ms:
+            continue
         if _disagreement(key, row, size_bytes):
             row = _row_again(table, organisation, key, row, deadline)
             again = next(images.stored(key, deadline), ("", 0))
@@ -86,10 +92,11 @@ def _disagreement(key: str, row: _Row | None, size_bytes: int) -> str | None:
         return f"{key} is stored, and belongs to no generation" if is_stored else None
     if row.is_due or row.status is Status.RESERVED:
         return None
-    if (row.status is Status.SETTLED) == is_stored:
+    if (row.status is Status.SETTLED and not row.is_deleted) == is_stored:
         return None
+    status = "deleted" if row.is_deleted else row.status
     state = "is stored" if is_stored else "is not stored"
-    return f"generation {row.created_ms} is {row.status}, and its image {key} {state}"
+    return f"generation {row.created_ms} is {status}, and its image {key} {state}"
 
 
 def _row_again(
@@ -111,7 +118,7 @@ def _rows(table: Table, organisation: str, deadline: Deadline) -> Iterator[_Row]
             ":pk": account_key(organisation)["pk"],
             ":generation": string("GEN#"),
         },
-        "ProjectionExpression": "sk, #status, imageKey, dueAt",
+        "ProjectionExpression": "sk, #status, imageKey, dueAt, deletedAt",
         "ExpressionAttributeNames": {"#status": "status"},
         "ConsistentRead": True,
     }
@@ -124,4 +131,5 @@ def _row(item: Item) -> _Row:
         created_ms=int(item["sk"]["S"].removeprefix("GEN#")),
         status=Status(item["status"]["S"]),
         is_due="dueAt" in item,
+        is_deleted="deletedAt" in item,
     )
