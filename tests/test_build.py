@@ -24,6 +24,7 @@ from infra.build.artifact import OURS, build, copy_sources
 from infra.build.cuts import CUTS, is_cut
 from infra.build.descriptions import SERVICES, slimmed
 from infra.build.faults import BuildError
+from infra.build.reuse import build_once
 from infra.build.sizes import report, unzipped_bytes, zipped_bytes
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from infra.verify import tools
@@ -157,6 +158,22 @@ def test_a_second_build_needs_neither_pip_nor_a_network(
     build(project, "arm64", tmp_path / "second", python=None)
 
     assert tree(tmp_path / "second") == tree(tmp_path / "first")
+
+
+def test_functions_share_a_build_until_a_source_changes(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_once(project, "arm64", tmp_path / "first", python=None)
+    shutil.rmtree(project / WHEELS)
+    monkeypatch.delenv("PIP_FIND_LINKS")
+
+    build_once(project, "arm64", tmp_path / "second", python=None)
+
+    assert tree(tmp_path / "second") == tree(tmp_path / "first")
+    write(project, {"lib/more.py": "SIZE = 3\n"})
+    with pytest.raises(BuildError):
+        # It builds anew, and needs the wheels.
+        build_once(project, "arm64", tmp_path / "third", python=None)
 
 
 def test_without_a_python_3_13_the_build_says_what_it_left_out_and_what_that_costs(

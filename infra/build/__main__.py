@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from infra.build import python313
-from infra.build.artifact import build
 from infra.build.faults import BuildError
+from infra.build.reuse import build_once
 from infra.build.sizes import report
 from infra.build.wheels import PLATFORMS
 
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, required=True, help="a directory, new or empty")
     wanted = parser.parse_args()
     try:
-        remarks = build(_ROOT, wanted.architecture, wanted.into, python313.find())
+        remarks = build_once(_ROOT, wanted.architecture, wanted.into, python313.find())
     except BuildError as fault:
         print(f"The artifact can't be built: {fault}", file=sys.stderr)
         return 1

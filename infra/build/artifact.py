@@ -13,7 +13,7 @@ from infra.build.cuts import is_cut
 from infra.build.descriptions import slimmed
 from infra.build.faults import BuildError
 
-__all__ = ["OURS", "add_files", "build", "copy_sources", "make_uniform"]
+__all__ = ["OURS", "add_files", "build", "copy_sources", "make_uniform", "require_empty"]
 
 OURS = ("handlers", "lib")
 REQUIREMENTS = Path("infra/requirements/runtime.txt")
@@ -35,8 +35,7 @@ def build(root: Path, architecture: str, into: Path, python: str | None) -> list
     Raises:
         BuildError
     """
-    if into.exists() and any(into.iterdir()):
-        raise BuildError(f"{into} is not empty: name a new directory, or empty it")
+    require_empty(into)
     into.mkdir(parents=True, exist_ok=True)
     for name in OURS:
         copy_sources(root / name, into / name)
@@ -46,6 +45,16 @@ def build(root: Path, architecture: str, into: Path, python: str | None) -> list
         bytecode.compile_all(into, OURS, python)
     make_uniform(into)
     return [] if python is not None else [bytecode.WITHOUT]
+
+
+def require_empty(directory: Path) -> None:
+    """Refuses a directory with anything in it.
+
+    Raises:
+        BuildError
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise BuildError(f"{directory} is not empty: name a new directory, or empty it")
 
 
 def copy_sources(package: Path, into: Path) -> None:
