@@ -36,7 +36,7 @@ check: $(INSTALLED) ## lint and check types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-verify: verify-tools ## run the tests on DynamoDB Local, in the Lambda runtime, and in a browser
+verify: verify-tools ## run the tests on DynamoDB Local, in Lambda's runtime, a browser and a deployment
 	@$(BIN)/python -m pytest -m real -n 3 --dist loadfile --no-loadscope-reorder
 
 # Leave the machine idle meanwhile.
@@ -62,7 +62,7 @@ lock: $(INSTALLED) ## pin the newest release of every package in infra/requireme
 	@cd infra/requirements && $(LOCK) runtime.in -o runtime.txt
 	@cd infra/requirements && for name in dev verify; do \
 	  $(LOCK) --constraint runtime.txt $$name.in -o $$name.txt || exit 1; done
-	@cd infra/requirements && for name in uv sam checkov schemathesis advisories; do \
+	@cd infra/requirements && for name in uv sam ministack checkov schemathesis advisories; do \
 	  $(LOCK) $$name.in -o $$name.txt || exit 1; done
 
 advisories: $(INSTALLED) ## look every pin up in a database of known vulnerabilities

@@ -24,6 +24,7 @@ from infra.template import PROJECT_ROOT
 
 __all__ = [
     "ToolMissingError",
+    "aws",
     "axe",
     "browser",
     "checkov",
@@ -32,6 +33,7 @@ __all__ = [
     "install_pip_audit",
     "java",
     "make_environment",
+    "ministack",
     "packages",
     "pip_audit",
     "python313",
@@ -96,6 +98,24 @@ def sam() -> Path:
         ToolMissingError
     """
     return _installed(_sam()) / "bin" / "sam"
+
+
+def aws() -> Path:
+    """The command ``aws``.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_sam()) / "bin" / "aws"
+
+
+def ministack() -> Path:
+    """The Python of an environment in which MiniStack is installed, an emulator of AWS.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_ministack()) / "bin" / "python"
 
 
 def checkov() -> Path:
@@ -215,6 +235,10 @@ def _sam() -> Path:
     return TOOLS / f"sam-{_digest('sam.txt')}"
 
 
+def _ministack() -> Path:
+    return TOOLS / f"ministack-{_digest('ministack.txt')}"
+
+
 def _checkov() -> Path:
     return TOOLS / f"checkov-{_digest('checkov.txt')}"
 
@@ -293,6 +317,10 @@ def _make_sam(goal: Path) -> None:
     make_environment(goal, "sam.txt")
 
 
+def _make_ministack(goal: Path) -> None:
+    make_environment(goal, "ministack.txt")
+
+
 def _make_checkov(goal: Path) -> None:
     make_environment(goal, "checkov.txt")
 
@@ -366,6 +394,7 @@ def main() -> int:
         browser()
         _install(_dynamodb_local(), _make_dynamodb_local)
         _install(_sam(), _make_sam)
+        _install(_ministack(), _make_ministack)
         _install(_checkov(), _make_checkov)
         _install(_schemathesis(), _make_schemathesis)
         _install(_pip_audit(), _make_pip_audit)
