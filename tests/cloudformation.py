@@ -67,7 +67,7 @@ class Variant:
     """One template with one choice of parameters.
 
     ``names`` overrides the physical names of resources, by logical name; ``account`` is the AWS
-    account.
+    account, ``stack`` the name of the stack.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Variant:
         *,
         names: Mapping[str, str] | None = None,
         account: str = ACCOUNT,
+        stack: str = STACK,
     ) -> None:
         defaults = {name: each.get("Default") for name, each in document["Parameters"].items()}
         chosen = parameters or {}
@@ -94,7 +95,7 @@ class Variant:
             "AWS::NoValue": _ABSENT,
             "AWS::Partition": "aws",
             "AWS::Region": REGION,
-            "AWS::StackName": STACK,
+            "AWS::StackName": stack,
             "AWS::URLSuffix": "amazonaws.com",
         }
         self._document = document
@@ -147,6 +148,7 @@ class Variant:
     def name_of(self, logical: str) -> str:
         """The physical name of a resource: the value of `!Ref`."""
         resource = self._created(logical)
+        stack = self._pseudo["AWS::StackName"]
         if logical in self._names:
             return self._names[logical]
         chosen = _NAMED.get(resource["Type"])
@@ -154,8 +156,8 @@ class Variant:
             return str(self.resolved(resource["Properties"][chosen]))
         if resource["Type"] == "AWS::SecretsManager::Secret":
             account = self._pseudo["AWS::AccountId"]
-            return f"arn:aws:secretsmanager:{REGION}:{account}:secret:{STACK}-{logical}-a1B2c3"
-        name = f"{STACK}-{logical}"
+            return f"arn:aws:secretsmanager:{REGION}:{account}:secret:{stack}-{logical}-a1B2c3"
+        name = f"{stack}-{logical}"
         if resource["Type"] == "AWS::SQS::Queue":
             return f"https://sqs.{REGION}.amazonaws.com/{self._pseudo['AWS::AccountId']}/{name}"
         return name.lower() if resource["Type"] == "AWS::S3::Bucket" else name

@@ -188,10 +188,10 @@ def test_git_ignores_every_file_that_holds_a_key() -> None:
 def test_every_url_that_curl_requests_is_a_route() -> None:
     routes = {route.path for each in Template.from_file().functions() for route in each.routes}
     urls = {
-        word.removeprefix("$(output ApiUrl)")
+        word.removeprefix("$API_URL")
         for each in commands_of("curl")
         for word in each.words
-        if word.startswith("$(output ApiUrl)")
+        if word.startswith("$API_URL/")
     }
 
     assert len(urls) > 1

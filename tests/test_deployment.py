@@ -17,10 +17,10 @@ from samtranslator.translator.translator import (  # type: ignore[import-untyped
     Translator,
 )
 
-from infra.template import PROJECT_ROOT, Function, Route, Template
+from infra.template import PROJECT_ROOT, Function, Template
 from infra.verify import tools
-from lib.settings import Settings
 from tests.cloudformation import CERTIFICATE, DOCUMENT, ON_R2, STACK, Variant
+from tests.deployed import republished
 
 # SAM takes seconds to translate, and each linter takes longer.
 pytestmark = pytest.mark.real
@@ -66,7 +66,6 @@ for chosen in choices:
     values = {**defaults, **chosen}
     pseudo = {"AWS::Region": "us-east-1", "AWS::StackName": "pictures"}
     expanded = expand_language_extensions(template, {**values, **pseudo}, enabled=True)
-    assert expanded.had_language_extensions
     translator = Translator({}, Parser(), boto_session=Session(region_name="us-east-1"))
     made = translator.translate(expanded.expanded_template, parameter_values=values)
     versions = {
@@ -78,12 +77,12 @@ for chosen in choices:
 """
 
 
-def published(*choices: Mapping[str, object]) -> list[dict[str, str]]:
+def published(template: Mapping[str, Any], *choices: Mapping[str, object]) -> list[dict[str, str]]:
     """The logical ids of the published versions, by function, for each choice of parameters."""
     chosen = [{name: str(value) for name, value in each.items()} for each in choices]
     done = subprocess.run(  # noqa: S603 - our own command
         [str(tools.sam().with_name("python")), "-c", PUBLISHED],
-        input=json.dumps([with_code(), chosen]),
+        input=json.dumps([template, chosen]),
         timeout=CHECKS_TAKE_S,
         capture_output=True,
         text=True,
@@ -134,75 +133,10 @@ def test_each_function_has_the_code_the_limits_and_the_log_of_the_template(
     assert made["LoggingConfig"]["LogGroup"].startswith(f"/gemini-generate/{STACK}/")
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
-def test_each_function_reads_its_settings_from_what_the_stack_creates(
-    translation: Translation, function: Function
-) -> None:
-    variant = translation.variant
-    settings = Settings.from_environment(
-        translation.properties(function.name)["Environment"]["Variables"]
-    )
-
-    assert settings.credits_table == variant.outputs()["TableName"]
-    assert settings.service_name == STACK
-    assert settings.org_secret_prefix == "gemini-generate/orgs/"
-    assert settings.gemini_api_key_secret == variant.outputs()["GeminiApiKeySecret"]
-    storage = (settings.image_bucket, settings.image_base_url, settings.storage_endpoint_url)
-    if variant.condition("UseR2"):
-        assert storage == ("pictures", "https://images.example", ON_R2["StorageEndpointUrl"])
-        assert settings.storage_credentials_secret == "r2/credentials"
-    else:
-        assert storage[0] == variant.name_of("ImageBucket")
-        assert re.fullmatch(r"https://[a-z0-9-]+\.cloudfront\.net", storage[1])
-        assert storage[2] is settings.storage_credentials_secret is None
-
-
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
-def test_every_event_invokes_the_live_alias_of_a_published_version(
-    translation: Translation, function: Function
-) -> None:
-    alias = f"{function.name}Aliaslive"
-    made = translation.of_kind("Lambda::Alias")[alias]["Properties"]
-    version, attribute = made["FunctionVersion"]["Fn::GetAtt"]
-    versions = translation.of_kind("Lambda::Version")
-
-    assert (made["FunctionName"], attribute) == ({"Ref": function.name}, "Version")
-    assert versions[version]["Properties"]["FunctionName"] == {"Ref": function.name}
-    paths = translation.document["Resources"]["HttpApi"]["Properties"]["Body"]["paths"]
-    for route in function.routes:
-        integration = paths[route.path][verb_of(route)]["x-amazon-apigateway-integration"]
-        assert f"${{{alias}}}" in integration["uri"]["Fn::Sub"]
-    (rule,) = translation.of_kind("Events::Rule").values()
-    assert bool(function.schedules_s) is (rule["Properties"]["Targets"][0]["Arn"] == {"Ref": alias})
-    (queue,) = translation.of_kind("Lambda::EventSourceMapping").values()
-    assert bool(function.queues) is (queue["Properties"]["FunctionName"] == {"Ref": alias})
-
-
-def test_the_api_has_exactly_the_routes_of_the_functions(translation: Translation) -> None:
-    paths = translation.document["Resources"]["HttpApi"]["Properties"]["Body"]["paths"]
-    made = {(method, path) for path, methods in paths.items() for method in methods}
-
-    assert made == {(verb_of(route), route.path) for each in FUNCTIONS for route in each.routes}
-
-
-def verb_of(route: Route) -> str:
-    """What API Gateway's OpenAPI calls the method of a route."""
-    return "x-amazon-apigateway-any-method" if route.method == "ANY" else route.method.lower()
-
-
 def test_sam_creates_only_the_role_that_shifts_traffic(translation: Translation) -> None:
     own = {f"{each.name.removesuffix('Function')}Role" for each in FUNCTIONS}
 
     assert set(translation.of_kind("IAM::Role")) == {*own, "CodeDeployServiceRole"}
-
-
-def test_the_architecture_and_snapstart_are_passed_on() -> None:
-    chosen = Translation({"Architecture": "x86_64", "SnapStart": "On"})
-
-    for function in FUNCTIONS:
-        made = chosen.properties(function.name)
-        assert made["Architectures"] == ["x86_64"]
-        assert ("SnapStart" in made) is bool(function.routes)
 
 
 ALL = {each.name for each in FUNCTIONS}
@@ -245,15 +179,23 @@ def test_a_changed_parameter_publishes_a_version_of_every_function_that_reads_it
     """Otherwise ``live`` would keep the old value beside a role that has the new one's rights."""
     choices = [chosen for chosen, _ in PUBLISHES.values()]
 
-    before, again, *after = published({}, {}, *choices)
+    before, again, *after = published(with_code(), {}, {}, *choices)
 
     assert before.keys() == ALL
     assert before == again
-    changed = [{name for name in ALL if each[name] != before[name]} for each in after]
+    changed = [republished(before, each) for each in after]
     assert dict(zip(PUBLISHES, changed, strict=True)) == {
         name: functions for name, (_, functions) in PUBLISHES.items()
     }
     assert {name for chosen in choices for name in chosen} == DOCUMENT["Parameters"].keys()
+
+
+def test_without_language_extensions_a_changed_parameter_would_publish_nothing() -> None:
+    mutant = with_code() | {"Transform": "AWS::Serverless-2016-10-31"}
+
+    before, after = published(mutant, {}, {"GeminiModel": "another-model"})
+
+    assert republished(before, after) == set()
 
 
 def test_an_alarm_during_a_deployment_rolls_it_back() -> None:
