@@ -179,6 +179,7 @@ def test_a_request_goes_through_over_tls_as_it_does_on_aws(
         for name in REACHED_OVER_TLS:
             front = tls_front(environment[name], certificate)
             environment[name] = fronts.enter_context(front)
+            customer.stack.aws.accept(url=environment[name])
         with LambdaRuntime(task, environment) as sandbox:
             answer = sandbox.invoke(event_of(body, is_base64=False, headers=headers), 40)
 

@@ -535,7 +535,7 @@ def test_nothing_ships_that_should_not(x86_64: Path) -> None:
     assert set(OURS) < top
     for foreign in ("tests", "infra", "docs", "bin", "template.yaml", "README.md", "cryptography"):
         assert foreign not in top
-    assert services == {"dynamodb", "s3", "secretsmanager", "sqs"}
+    assert services == {"dynamodb", "kms", "s3", "secretsmanager", "sqs"}
     for name in names:
         assert "/tests/" not in name, name
         assert not re.search(r"(^|/)\.|\.(pyi|md|txt|toml|yaml|yml|sh|c|h|whl)$", name), name

@@ -184,7 +184,7 @@ def test_a_terminal_gets_a_bold_header_and_a_progress_indicator(shell: Shell) ->
     status, shown = Pty(shell, "org list").end()
 
     assert status == 0
-    assert "Reading the table" in shown
+    assert "Reading the accounts" in shown
     assert re.search(r"\x1b\[1m *ORGANISATION", shown)
     assert re.search(r"^demo +100 +60 *$", shown, re.MULTILINE)
 
