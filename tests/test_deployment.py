@@ -54,7 +54,7 @@ def translated(parameters: Mapping[str, object]) -> dict[str, Any]:
 # has, for each, the versions that are published. The first half is what CloudFormation's
 # AWS::LanguageExtensions does; SAM's commands do it only when asked.
 PUBLISHED = """
-import json, sys
+import copy, json, sys
 from boto3 import Session
 from samcli.lib.cfn_language_extensions.sam_integration import expand_language_extensions
 from samtranslator.parser.parser import Parser
@@ -67,7 +67,9 @@ for chosen in choices:
     pseudo = {"AWS::Region": "us-east-1", "AWS::StackName": "pictures"}
     expanded = expand_language_extensions(template, {**values, **pseudo}, enabled=True)
     translator = Translator({}, Parser(), boto_session=Session(region_name="us-east-1"))
-    made = translator.translate(expanded.expanded_template, parameter_values=values)
+    # The translator changes what it is given.
+    given = copy.deepcopy(expanded.expanded_template)
+    made = translator.translate(given, parameter_values=values)
     versions = {
         each["Properties"]["FunctionName"]["Ref"]: name
         for name, each in made["Resources"].items()

@@ -10,8 +10,8 @@ MiniStack as released is in this file:
 - Change sets: it compares resources whose condition is false. On AWS they are not there.
 - ``AWS::LanguageExtensions``: it leaves ``Ref`` to a parameter as it is. On AWS the transform
   "resolves parameters to literal values during processing", before SAM hashes the functions.
-- ``AWS::Lambda::EventSourceMapping``: it needs ``MaximumConcurrency`` as a number. To
-  CloudFormation every parameter is text, and a property has the type of its schema.
+- ``AWS::Lambda::EventSourceMapping``: it needs ``MaximumConcurrency`` as a number. CloudFormation
+  gives a property the type of its schema; every parameter is text.
 - ``AWS::SecretsManager::Secret``: its ``Ref`` is the name. On AWS it is the ARN, which roles name.
 - ``AWS::ApiGatewayV2::Api``: it ignores ``Body``, in which SAM writes the routes.
 - Functions run on the Python that it runs on. On Lambda they run on a bare Python 3.13.
