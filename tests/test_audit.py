@@ -18,9 +18,24 @@ from lib.ledger.audit import CAN_CHANGE_S, AuditReport
 from lib.ledger.image_audit import ImageReport
 from lib.ledger.rows import Generation, Grant, Status, account_key, listing_key
 from lib.ledger.table import LedgerUnreachable
+from tests.engines import Engine
 from tests.world import Call, Network, NewWorld, World
 
 PLENTY = 1_000_000
+
+
+# For these histories moto is slow; they run on DynamoDB Local, and here for the mutants.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("moto_engine", marks=pytest.mark.slow),
+        pytest.param("real_engine", marks=pytest.mark.real),
+    ],
+    ids=["moto", "dynamodb-local"],
+)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -456,6 +471,7 @@ def run_daily(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, int], dict[
     return answer, {name: value for name in names for value in metrics[name]}
 
 
+@pytest.mark.real
 def test_the_daily_audit_reports_drift_and_what_it_did_not_reach(
     stack: LocalStack,
     capsys: pytest.CaptureFixture[str],

@@ -37,11 +37,11 @@ from tests.customer import (
     scripted_stack,
 )
 from tests.engines import Engine
-from tests.stacks import STACKS
+from tests.stacks import SLOW_STACKS
 from tests.world import Call, Fault, Network, World
 
 
-@pytest.fixture(scope="module", params=STACKS)
+@pytest.fixture(scope="module", params=SLOW_STACKS)
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running

@@ -99,6 +99,7 @@ def stopped_clock(stack: LocalStack) -> Iterator[Clock]:
         yield clock
 
 
+@pytest.mark.real
 def test_300_reads_in_a_row_meet_a_limit_of_their_organisation_alone(
     stack: LocalStack, stopped_clock: Clock
 ) -> None:
@@ -111,6 +112,7 @@ def test_300_reads_in_a_row_meet_a_limit_of_their_organisation_alone(
     assert read(busy).status == 200
 
 
+@pytest.mark.real
 def test_200_refusals_in_a_row_meet_a_limit_of_their_organisation_alone(
     stack: LocalStack, stopped_clock: Clock
 ) -> None:
@@ -201,6 +203,7 @@ def test_the_limits_memory_is_bounded_and_the_longest_unused_are_forgotten() -> 
     assert buckets.take("org0"), "it was forgotten"
 
 
+@pytest.mark.real
 def test_a_customer_is_served_while_a_stranger_uses_up_the_open_routes(stack: LocalStack) -> None:
     customer = Customer(stack)
     for target in ("/healthz", "/", "/openapi.json", "/no-such-path"):
@@ -216,6 +219,7 @@ def test_a_customer_is_served_while_a_stranger_uses_up_the_open_routes(stack: Lo
 # Private answers
 
 
+@pytest.mark.real
 def test_a_history_of_the_longest_prompts_comes_in_pages_of_256_kib(stack: LocalStack) -> None:
     customer = Customer(stack, 0)
     written = [FIRST_MS + n for n in range(105)]

@@ -4,7 +4,7 @@ import httpx2
 from google import genai
 from google.genai import errors, types
 
-from lib.picture.gemini_response import CONNECTION_FAULTS, is_key_error
+from lib.picture.gemini_response import is_key_error
 
 __all__ = ["refusal_of"]
 
@@ -28,6 +28,6 @@ def refusal_of(key: str, model: str) -> str | None:
             if fault.code == NOT_FOUND:
                 return f"Google has no model {model}; change GeminiModel"
             return f"Google answered {fault.code}; see its status page, then repeat this"
-        except CONNECTION_FAULTS:
+        except httpx2.TransportError:
             return "Google does not answer; check the network, then repeat this"
     return None
