@@ -163,6 +163,7 @@ def copy_of(handler: str, log: Path) -> Iterator[Copy]:
             undo.enter_context(closing(Tripwire(int(url.rpartition(":")[2]))))
             for url in (stack.aws.url, stack.stand_in.url)
         )
+        stack.aws.accept(url=aws.url)
         api = RuntimeApi()
         server = undo.enter_context(_server(api))
         threading.Thread(target=server.serve_forever, daemon=True).start()
