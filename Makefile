@@ -29,7 +29,7 @@ sam-local: $(INSTALLED) build ## make run, for the built functions in Lambda's c
 	@PORT=$(PORT) exec $(BIN)/python -m infra.local --sam-local
 
 test: $(INSTALLED) ## run the tests that need only Python
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 check: $(INSTALLED) ## lint and check types
 	@$(BIN)/ruff check .

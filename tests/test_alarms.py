@@ -16,6 +16,9 @@ from tests.alarms import Metric, Minute, metrics_in, metrics_of, rings, values_i
 from tests.cloudformation import DOCUMENT, ON_R2, STACK, Variant, only, properties_of
 from tests.operation import Recording, recorded
 
+# The functions run through every outcome first, which takes a while.
+pytestmark = pytest.mark.real
+
 # AWS's own metrics of a function, a queue, an HTTP API and a distribution, by dimension. Sources:
 # "Types of metrics for Lambda functions", "Monitor CloudWatch metrics for HTTP APIs", "Available
 # CloudWatch metrics for Amazon SQS", "View CloudFront and edge function metrics".

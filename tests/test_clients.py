@@ -512,6 +512,7 @@ def dying(aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[DyingCo
         yield proxy
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("service", ["dynamodb", "s3", "sqs", "secretsmanager"])
 def test_a_dead_pooled_connection_costs_one_read_timeout_and_then_a_fresh_one_succeeds(
     aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch, service: str
@@ -550,6 +551,7 @@ def test_a_dead_pooled_connection_costs_one_read_timeout_and_then_a_fresh_one_su
     assert proxy.opened == opened + 1
 
 
+@pytest.mark.real
 def test_several_dead_connections_cost_one_call_no_more_than_one(
     aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
