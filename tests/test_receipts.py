@@ -52,11 +52,13 @@ from infra.receipts.verification import (
 from infra.template import Template
 from lib.deadline import Deadline
 from lib.ledger.accounts import Accounts
+from lib.ledger.deletion import Deletions
 from lib.ledger.ledger import Ledger
 from lib.ledger.order import Order
 from lib.ledger.rows import Generation, Grant, Status, account_key, number, string
 from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
+from lib.picture.storage import Images
 from lib.receipts.receipt import CLAIMS, RECEIPT_TYPE, STATEMENT_TYPE, payload_of, receipt_of
 from lib.receipts.signer import Signer
 from lib.settings import Settings
@@ -405,6 +407,9 @@ class Books:
         aws.create_table(name, Template.from_file())
         self.table = Table(self.client, name)
         self.accounts = Accounts(self.table)
+        aws.create_bucket(name)
+        images = Images(lambda: aws.client("s3"), name, "https://images.example")
+        self.deletions = Deletions(self.table, Ledger(self.table), images)
         self.balance = 0
         self.accounts.create(ACME, Deadline(10))
 
@@ -502,6 +507,10 @@ def test_a_statement_adds_up_by_day_and_key_and_follows_the_one_before(books: Bo
     ]
     # Without the one before, opening is what the history adds up to.
     assert books.statement().lines == november.lines
+    # Deletions change nothing of it.
+    for number_ in (1, 2):
+        books.deletions.delete(ACME, of_november(number_).created_ms, Deadline(10))
+    assert books.statement(previous=october.claims).claims == november.claims
     assert lines_as_csv(november.lines).decode() == (
         "kind,date,key,grant,images,credits,refunds,refunded\n"
         "opening,2026-11-01,,,0,990,0,0\n"
