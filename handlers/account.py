@@ -9,26 +9,24 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from handlers.authentication import authenticate
+from handlers.authentication import Act, answer, named_generation
 from handlers.dependencies import Dependencies, dependencies
 from handlers.http import (
     Event,
     Response,
     failure,
     json_text,
-    log_answer,
     origin,
     request_id,
     success,
     text,
 )
 from handlers.initialization import initialize
-from lib.deadline import IN_FLIGHT_RETRY_AFTER_S, RESPONSE_TAKES_S, Deadline
+from lib.deadline import IN_FLIGHT_RETRY_AFTER_S, Deadline
 from lib.errors import (
     GenerationReserved,
     MethodNotAllowed,
     NotFound,
-    ServiceError,
     ServiceUnavailable,
     public_message,
 )
@@ -42,9 +40,7 @@ from lib.http.models import (
     parse_history_request,
 )
 from lib.ledger.order import CREDITS_PER_IMAGE
-from lib.ledger.rows import Generation, Status, parse_id
-from lib.ledger.table import LedgerUnreachable
-from lib.observability import Observation
+from lib.ledger.rows import Generation, Status
 from lib.receipts.receipt import RECEIPT_TYPE, payload_of, receipt_of
 from lib.receipts.signer import SigningFailed
 
@@ -61,49 +57,16 @@ DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
 # A compact JWS. Source: RFC 7515, section 9.2.1.
 JOSE_TYPE = "application/jose"
 
-# A JSON object, or a receipt.
-Found = dict[str, object] | str
-
 
 def handler(event: Event, context: "LambdaContext") -> Response:
     """The Lambda entry point."""
-    deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - RESPONSE_TAKES_S)
-    request = request_id(event)
     open_route = _OPEN.get(event["routeKey"])
     if open_route is not None:
-        return open_route(event, request)
-    if event["routeKey"] == DEFAULT_ROUTE:
-        return _unrouted(event, request)
-    service = dependencies()
-    with service.telemetry.observe(request) as observation:
-        response = _respond(service, event, deadline, observation)
-        log_answer(observation, event, response)
-        return response
-
-
-def _respond(
-    service: Dependencies, event: Event, deadline: Deadline, observation: Observation
-) -> Response:
-    """The response to a request that needs a key."""
-    request = observation.request_id
-    try:
-        return _answer(_read(service, event, deadline, observation), request)
-    except ServiceUnavailable as error:
-        observation.count("ServiceUnavailable")
-        observation.warning("a service that we depend on failed", error.__cause__)
-        return failure(error, request, {})
-    except ServiceError as error:
-        return failure(error, request, {})
-    except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
-        observation.count("UnexpectedErrors")
-        observation.warning("unexpected failure", fault)
-        return failure(ServiceUnavailable(), request, {})
-
-
-def _answer(found: Found, request: str) -> Response:
-    if isinstance(found, str):
-        return text(200, found, request, {"Content-Type": JOSE_TYPE})
-    return success(200, found, request, {})
+        return open_route(event, request_id(event))
+    act = _ROUTES.get(event["routeKey"])
+    if act is None:
+        return _unrouted(event, request_id(event))
+    return answer(dependencies(), event, context, act)
 
 
 def _health(_event: Event, request: str) -> Response:
@@ -159,50 +122,38 @@ def _unrouted(event: Event, request: str) -> Response:
     return failure(MethodNotAllowed(allowed), request, headers)
 
 
-def _read(
-    service: Dependencies, event: Event, deadline: Deadline, observation: Observation
-) -> Found:
-    route = _ROUTES.get(event["routeKey"])
-    if route is None:
-        raise NotFound
-    organisation = authenticate(service, event, observation).organisation
-    service.read_limit.admit(organisation)
-    try:
-        return route(service, organisation, event, deadline)
-    except (LedgerUnreachable, SigningFailed) as fault:
-        raise ServiceUnavailable from fault
-
-
 def _credits(
-    service: Dependencies, organisation: str, _event: Event, deadline: Deadline
-) -> dict[str, object]:
-    return as_body(CreditsResponse(credits=service.ledger.balance(organisation, deadline)))
+    service: Dependencies, organisation: str, event: Event, deadline: Deadline
+) -> Response:
+    balance = service.ledger.balance(organisation, deadline)
+    return success(200, as_body(CreditsResponse(credits=balance)), request_id(event), {})
 
 
 def _generation(
     service: Dependencies, organisation: str, event: Event, deadline: Deadline
-) -> dict[str, object]:
-    return as_body(_response_of(service, _named(service, organisation, event, deadline)))
+) -> Response:
+    found = _named(service, organisation, event, deadline)
+    return success(200, as_body(_response_of(service, found)), request_id(event), {})
 
 
-def _receipt(service: Dependencies, organisation: str, event: Event, deadline: Deadline) -> str:
+def _receipt(
+    service: Dependencies, organisation: str, event: Event, deadline: Deadline
+) -> Response:
     if service.signer is None:
         raise NotFound
     found = _named(service, organisation, event, deadline)
     if found.status is Status.RESERVED:
         raise GenerationReserved(IN_FLIGHT_RETRY_AFTER_S)
     payload = payload_of(receipt_of(found, service.settings.service_name))
-    return service.signer.sign(payload, RECEIPT_TYPE)
+    receipt = service.signer.sign(payload, RECEIPT_TYPE)
+    return text(200, receipt, request_id(event), {"Content-Type": JOSE_TYPE})
 
 
 def _named(
     service: Dependencies, organisation: str, event: Event, deadline: Deadline
 ) -> Generation:
     """The generation that the path names."""
-    created_ms = parse_id(str((event.get("pathParameters") or {}).get("id", "")))
-    found = None
-    if created_ms is not None:
-        found = service.ledger.generation(organisation, created_ms, deadline)
+    found = service.ledger.generation(organisation, named_generation(event), deadline)
     if found is None:
         raise NotFound
     return found
@@ -210,7 +161,7 @@ def _named(
 
 def _history(
     service: Dependencies, organisation: str, event: Event, deadline: Deadline
-) -> dict[str, object]:
+) -> Response:
     asked = parse_history_request(event.get("queryStringParameters") or {})
     # One more than asked for tells whether there is another page.
     found = service.ledger.history(organisation, asked.limit + 1, asked.before_ms, deadline)
@@ -225,7 +176,8 @@ def _history(
     is_last = len(page) == len(found)
     cursor = None if is_last else cursor_before(found[len(page) - 1].created_ms)
     # ``nextCursor`` is sent even when it is null.
-    return as_body(HistoryResponse(generations=page, nextCursor=cursor)) | {"nextCursor": cursor}
+    body = as_body(HistoryResponse(generations=page, nextCursor=cursor)) | {"nextCursor": cursor}
+    return success(200, body, request_id(event), {})
 
 
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:
@@ -261,7 +213,7 @@ _OPEN: dict[str, Callable[[Event, str], Response]] = {
     "GET /healthz": _health,
     "GET /.well-known/jwks.json": _jwks,
 }
-_ROUTES: dict[str, Callable[[Dependencies, str, Event, Deadline], Found]] = {
+_ROUTES: dict[str, Act] = {
     "GET /api/v1/billing/credits": _credits,
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
