@@ -138,4 +138,4 @@ def _evaluate(node: ast.expr, value_of: Callable[[str], float | None]) -> float 
         case ast.Call(ast.Name("IF"), [condition, then, otherwise]):
             chosen = of(condition)
             return None if chosen is None else of(then if chosen else otherwise)
-    raise NotImplementedError(ast.unparse(node))
+    raise AssertionError(f"no known meaning for {ast.unparse(node)}")

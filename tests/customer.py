@@ -6,10 +6,11 @@ import http.client
 import io
 import json
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
@@ -355,12 +356,33 @@ def scripted_stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
 
 
 @contextmanager
-def full_bucket(stack: LocalStack) -> Iterator[None]:
-    """The bucket refuses every picture inside the block."""
+def blocked_model(stack: LocalStack, prompt: str) -> Iterator[threading.Event]:
+    """The model answers requests for ``prompt`` only once the event is set."""
+    released = threading.Event()
+
+    def hesitate(request: ModelRequest) -> ModelResponse | None:
+        if prompt_of(request) == prompt:
+            released.wait(timeout=20)
+        return plain_picture(request)
+
+    with model(stack, hesitate):
+        try:
+            yield released
+        finally:
+            released.set()
+
+
+def wait_for_the_model(stack: LocalStack, prompt: str) -> None:
+    until(lambda: prompts_sent(stack), lambda prompts: prompt in prompts)
+
+
+@contextmanager
+def bucket_refuses(stack: LocalStack, operation: str) -> Iterator[None]:
+    """The bucket denies ``operation``, such as ``PutObject``, inside the block."""
     statement = {
         "Effect": "Deny",
         "Principal": "*",
-        "Action": "s3:PutObject",
+        "Action": f"s3:{operation}",
         "Resource": f"arn:aws:s3:::{stack.bucket}/*",
     }
     bucket = stack.aws.client("s3")
@@ -373,16 +395,21 @@ def full_bucket(stack: LocalStack) -> Iterator[None]:
 
 
 @contextmanager
-def ledger_unreachable(module: ModuleType) -> Iterator[None]:
-    """The handler of ``module``, in this process, uses a table that does not exist."""
-    settings = replace(Settings.from_environment(), credits_table="no-such-table")
+def settings_of(module: ModuleType, **changed: str | None) -> Iterator[None]:
+    """The handler of ``module``, in this process, has other settings."""
+    chosen = replace(Settings.from_environment(), **changed)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "dependencies", cache(lambda: Dependencies(settings)))
+        patch.setattr(module, "dependencies", cache(lambda: Dependencies(chosen)))
         yield
     # On Lambda the process ends, and its idle connections with it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def ledger_unreachable(module: ModuleType) -> AbstractContextManager[None]:
+    """The handler of ``module``, in this process, uses a table that does not exist."""
+    return settings_of(module, credits_table="no-such-table")
 
 
 def until(read: Callable[[], T], good: Callable[[T], bool], within_s: float = 20) -> T:

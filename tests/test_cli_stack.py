@@ -485,7 +485,10 @@ def with_too_many_workers(stack: Deployed) -> None:
         (with_a_newer_version, "WorkerFunction: live is version 1, the newest is 2; deploy"),
         (with_changed_settings, "ReconcileFunction: version 1 has other settings than the stack; "),
         (with_a_canary, "AccountFunction: traffic is shifting between versions; "),
-        (without_a_subscription, "NoticeTopic: no confirmed subscription: set AlarmEmail and .+ "),
+        (
+            without_a_subscription,
+            "NoticeTopic: no confirmed subscription: set its e-mail parameter and .+ ",
+        ),
         (with_a_ringing_alarm, "Alarms: GenerateErrorsAlarm rings; "),
         (without_an_alarm, "Alarms: LostAlarm does not exist any more; deploy again"),
         (with_drift, "Audit: AuditDriftAlarm rings; run `gemini-generate .+ audit`"),

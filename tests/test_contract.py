@@ -13,7 +13,6 @@ import re
 import string
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,18 +41,19 @@ from tests.customer import (
     assert_rate_limited,
     assert_replayed,
     assert_well_formed,
+    blocked_model,
+    bucket_refuses,
     event_of,
     fetch,
-    full_bucket,
     invoke,
     model,
     model_says,
     picture_at,
-    plain_picture,
     positive,
     prompt_of,
     prompts_sent,
     scripted_stack,
+    wait_for_the_model,
     within_one_minute,
 )
 from tests.stacks import STACKS
@@ -680,17 +680,11 @@ def test_an_idempotency_key_reused_with_another_body_is_refused(customer: Custom
 def test_an_idempotency_key_in_flight_is_a_409_with_retry_after(
     stack: LocalStack, customer: Customer
 ) -> None:
-    asked, released = threading.Event(), threading.Event()
-
-    def hesitate(request: ModelRequest) -> ModelResponse | None:
-        asked.set()
-        released.wait(timeout=10)
-        return plain_picture(request)
-
-    with model(stack, hesitate), ThreadPoolExecutor(1) as pool:
-        first = pool.submit(customer.generate, idempotency_key="order-1")
-        assert asked.wait(timeout=10)
-        meanwhile = customer.generate(idempotency_key="order-1")
+    prompt = f"A fox of {customer.organisation}"
+    with blocked_model(stack, prompt) as released, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(customer.generate, prompt, idempotency_key="order-1")
+        wait_for_the_model(stack, prompt)
+        meanwhile = customer.generate(prompt, idempotency_key="order-1")
         balance_meanwhile = customer.balance()
         released.set()
 
@@ -700,7 +694,7 @@ def test_an_idempotency_key_in_flight_is_a_409_with_retry_after(
     assert positive(meanwhile.headers["retry-after"]) <= 30
     assert balance_meanwhile == 95
     assert first.result().status == 200
-    assert_replayed(customer.generate(idempotency_key="order-1"), first.result())
+    assert_replayed(customer.generate(prompt, idempotency_key="order-1"), first.result())
     assert (customer.balance(), len(customer.stored())) == (95, 1)
 
 
@@ -834,7 +828,7 @@ def test_a_failure_has_a_published_message_and_costs_nothing(
 
 
 def test_an_image_that_is_not_stored_costs_nothing(stack: LocalStack, customer: Customer) -> None:
-    with full_bucket(stack):
+    with bucket_refuses(stack, "PutObject"):
         answer = customer.generate()
     assert_refunded(customer, answer, "The image could not be stored")
     assert "retry-after" not in answer.headers

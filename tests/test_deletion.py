@@ -5,9 +5,7 @@ artifact in Lambda's own runtime.
 """
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import boto3
@@ -15,7 +13,6 @@ import pytest
 from botocore.stub import ANY, Stubber
 
 from infra.cli import main
-from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from lib.deadline import WORKER_LEASE_S, Deadline
 from lib.errors import GenerationReserved, ImageDeleted, NotFound
@@ -28,13 +25,13 @@ from tests.customer import (
     GENERATIONS,
     Customer,
     Reply,
+    blocked_model,
+    bucket_refuses,
     fetch,
-    model,
-    plain_picture,
     positive,
-    prompt_of,
     prompts_sent,
     scripted_stack,
+    wait_for_the_model,
 )
 from tests.engines import Engine
 from tests.stacks import SLOW_STACKS
@@ -143,17 +140,9 @@ def test_only_its_owner_may_delete_a_generation(stack: LocalStack, customer: Cus
 
 
 def test_a_generation_reserved_is_not_deleted(stack: LocalStack, customer: Customer) -> None:
-    asked, released = threading.Event(), threading.Event()
-
-    def hesitate(request: ModelRequest) -> ModelResponse | None:
-        if prompt_of(request) == "Still being drawn":
-            asked.set()
-            released.wait(timeout=20)
-        return plain_picture(request)
-
-    with model(stack, hesitate):
+    with blocked_model(stack, "Still being drawn") as released:
         accepted = customer.accept("Still being drawn")
-        assert asked.wait(timeout=20)
+        wait_for_the_model(stack, "Still being drawn")
         refused = delete(customer, accepted.json()["id"])
         released.set()
         ended = customer.ending(accepted)
@@ -168,31 +157,13 @@ def test_a_generation_reserved_is_not_deleted(stack: LocalStack, customer: Custo
     assert delete(customer, ended["id"]).status == 204
 
 
-@contextmanager
-def nothing_can_be_deleted(stack: LocalStack) -> Iterator[None]:
-    """The bucket refuses to delete inside the block."""
-    bucket = stack.aws.client("s3")
-    statement = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:DeleteObject",
-        "Resource": f"arn:aws:s3:::{stack.bucket}/*",
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    bucket.put_bucket_policy(Bucket=stack.bucket, Policy=policy)
-    try:
-        yield
-    finally:
-        bucket.delete_bucket_policy(Bucket=stack.bucket)
-
-
 def test_an_image_that_the_store_keeps_is_deleted_by_the_reconciler(
     stack: LocalStack, customer: Customer
 ) -> None:
     url = customer.generate("A secret plan").json()["imageUrl"]
     found = newest(customer)["id"]
 
-    with nothing_can_be_deleted(stack):
+    with bucket_refuses(stack, "DeleteObject"):
         answer = delete(customer, found)
     assert (answer.status, answer.headers["x-error-code"]) == (500, "service_unavailable")
     assert answer.headers["x-should-retry"] == "true"
@@ -417,7 +388,7 @@ def test_an_erased_organisation_has_its_money_and_nothing_else(
     )
     assert (unconfirmed[0], misspelt[0], fetch(urls[0]).status) == (1, 1, 200)
 
-    with nothing_can_be_deleted(stack):
+    with bucket_refuses(stack, "DeleteObject"):
         stopped = operator(f"org erase {name} --confirm {name} --json")
     again, once_more = (
         json.loads(operator(f"org erase {name} --confirm {name} --json")[1]) for _ in range(2)

@@ -37,8 +37,8 @@ def assert_ends(world: World, status: Status) -> None:
 
 
 def test_an_image_whose_put_was_not_confirmed_is_charged_if_it_is_there(world: World) -> None:
-    unheard = {PUT + 1: Fault.ERROR_BEFORE, PUT + 2: Fault.ERROR_BEFORE}
-    answer = world.request(world.process(Network(PUT, Fault.RESPONSE_LOST, later=unheard)))
+    lost_too = {PUT + 1: Fault.ERROR_BEFORE, PUT + 2: Fault.ERROR_BEFORE}
+    answer = world.request(world.process(Network(PUT, Fault.RESPONSE_LOST, later=lost_too)))
     assert isinstance(answer, Finished)
     assert world.balance() == 95
     assert_ends(world, Status.SETTLED)

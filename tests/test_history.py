@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,7 +19,6 @@ from urllib.parse import quote
 import pytest
 
 import handlers.account
-from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from lib.ledger.rows import Generation, Status
@@ -31,12 +29,11 @@ from tests.customer import (
     Customer,
     Reply,
     assert_bad_request,
+    blocked_model,
     fetch,
     ledger_unreachable,
-    model,
-    plain_picture,
-    prompt_of,
     scripted_stack,
+    wait_for_the_model,
 )
 from tests.stacks import HERE, SLOW_STACKS
 
@@ -174,20 +171,12 @@ def test_what_can_be_read_cannot_be_changed(customer: Customer, method: str) -> 
 def test_each_status_has_its_own_fields_and_no_others(
     stack: LocalStack, customer: Customer
 ) -> None:
-    asked, released = threading.Event(), threading.Event()
-
-    def hesitate(request: ModelRequest) -> ModelResponse | None:
-        if prompt_of(request) == "Still being drawn":
-            asked.set()
-            released.wait(timeout=20)
-        return plain_picture(request)
-
     settled = customer.accept("Drawn", aspectRatio="21:9")
     refunded = customer.accept("Refused [fail:blocked-prompt]", aspectRatio="9:16")
     ended = [customer.ending(settled), customer.ending(refunded)]
-    with model(stack, hesitate):
+    with blocked_model(stack, "Still being drawn") as released:
         reserved = customer.accept("Still being drawn")
-        assert asked.wait(timeout=20)
+        wait_for_the_model(stack, "Still being drawn")
         read = [customer.get(answer.headers["location"]).json() for answer in (reserved,)] + ended
         listed = customer.history()
         released.set()

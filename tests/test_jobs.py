@@ -19,7 +19,6 @@ import pytest
 
 import handlers.generate
 from infra.local.functions import LambdaContext
-from infra.local.gemini_stand_in import ModelRequest, ModelResponse
 from infra.local.stack import LocalStack
 from tests.customer import (
     GENERATE,
@@ -29,18 +28,17 @@ from tests.customer import (
     Reply,
     assert_rate_limited,
     assert_replayed,
+    blocked_model,
+    bucket_refuses,
     event_of,
     fetch,
-    full_bucket,
     model,
     model_says,
     picture_at,
-    plain_picture,
     positive,
-    prompt_of,
     prompts_sent,
     scripted_stack,
-    until,
+    wait_for_the_model,
     within_one_minute,
 )
 from tests.stacks import HERE, SLOW_STACKS
@@ -52,27 +50,6 @@ HINT = "Prefer: respond-async"
 def stack(request: pytest.FixtureRequest) -> Iterator[LocalStack]:
     with scripted_stack(request) as running:
         yield running
-
-
-@contextmanager
-def blocked_model(stack: LocalStack, prompt: str) -> Iterator[threading.Event]:
-    """The model answers requests for ``prompt`` only once the event is set."""
-    released = threading.Event()
-
-    def hesitate(request: ModelRequest) -> ModelResponse | None:
-        if prompt_of(request) == prompt:
-            released.wait(timeout=20)
-        return plain_picture(request)
-
-    with model(stack, hesitate):
-        try:
-            yield released
-        finally:
-            released.set()
-
-
-def wait_for_the_model(stack: LocalStack, prompt: str) -> None:
-    until(lambda: prompts_sent(stack), lambda prompts: prompt in prompts)
 
 
 def assert_accepted(answer: Reply, *, repeated: bool = False) -> None:
@@ -239,7 +216,7 @@ def test_a_fault_that_a_retry_mends_is_invisible(customer: Customer, failure: st
 
 
 def test_an_image_that_cannot_be_stored_is_refunded(stack: LocalStack, customer: Customer) -> None:
-    with full_bucket(stack):
+    with bucket_refuses(stack, "PutObject"):
         assert_refunded(customer, customer.accept(), "The image could not be stored")
     assert customer.stored() == []
 

@@ -5,18 +5,15 @@ A customer checks both with no network and no account.
 
 import base64
 import dataclasses
-import gc
 import hashlib
 import hmac
 import json
 import socket
 import time
 import tracemalloc
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers import account
-from handlers.dependencies import Dependencies
 from infra.cli import main
 from infra.local.aws import EmbeddedAws
 from infra.local.stack import LocalStack
@@ -61,8 +57,7 @@ from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.storage import Images
 from lib.receipts.receipt import CLAIMS, RECEIPT_TYPE, STATEMENT_TYPE, payload_of, receipt_of
 from lib.receipts.signer import Signer
-from lib.settings import Settings
-from tests.customer import Customer, fetch
+from tests.customer import Customer, fetch, settings_of
 from tests.stacks import STACKS, new_stack
 from tests.world import NewWorld
 
@@ -245,25 +240,12 @@ def test_without_a_key_there_are_no_receipts_and_without_kms_none_now(
     customer.generate()
     (row,) = customer.history()
 
-    with account_function_with(receipt_key=key):
+    with settings_of(account, receipt_key=key):
         answers = [customer.get(receipt_path(row["id"])), fetch(stack.url + KEYS)]
         read = customer.get(f"/api/v1/generations/{row['id']}")
 
     assert [each.status for each in answers] == [status] * 2
     assert read.status == 200
-
-
-@contextmanager
-def account_function_with(**changed: str | None) -> Iterator[None]:
-    """The account function, in this process, has other settings."""
-    chosen = dataclasses.replace(Settings.from_environment(), **changed)  # type: ignore[arg-type]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(account, "dependencies", cache(lambda: Dependencies(chosen)))
-        yield
-    # On Lambda the process ends, and its idle connections with it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def test_a_settled_row_names_the_picture_that_is_stored(new_world: NewWorld) -> None:

@@ -116,8 +116,8 @@ def _subscriptions(stack: Deployment, topic: str) -> str:
     protocols = stack.subscriptions(topic)
     if not protocols:
         raise _Problem(
-            "no confirmed subscription: set AlarmEmail and click the link in AWS's mail, or "
-            f"subscribe your pager to {topic}"
+            "no confirmed subscription: set its e-mail parameter and click the link in AWS's "
+            f"mail, or subscribe your pager to {topic}"
         )
     return f"confirmed: {', '.join(sorted(protocols))}"
 

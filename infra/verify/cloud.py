@@ -1,4 +1,4 @@
-"""An AWS account on this machine: MiniStack, an emulator independent of ours (moto).
+"""An AWS account on this machine: MiniStack, an emulator independent of moto.
 
 It deploys SAM templates, runs the functions' own code with their roles' permissions, and serves
 their API and their distribution. What it lacks is added in ``cloud_process.py``.
