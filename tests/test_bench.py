@@ -75,6 +75,7 @@ def transact(client: "DynamoDBClient", *names: str) -> object:
     return client.transact_write_items(TransactItems=writes)
 
 
+@pytest.mark.real
 def test_a_transaction_on_a_locked_item_is_refused_as_dynamodb_refuses_it() -> None:
     with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT", "GEN#1")
@@ -91,6 +92,7 @@ def test_a_transaction_on_a_locked_item_is_refused_as_dynamodb_refuses_it() -> N
         assert conflicts_at(url) == 1
 
 
+@pytest.mark.real
 def test_a_single_write_to_a_locked_item_is_refused_and_one_to_another_item_is_not() -> None:
     with slow_dynamo() as (slow, url, client), ThreadPoolExecutor() as threads:
         first = threads.submit(transact, client, "ACCOUNT")
@@ -108,6 +110,7 @@ def test_a_single_write_to_a_locked_item_is_refused_and_one_to_another_item_is_n
         assert conflicts_at(url) == 1
 
 
+@pytest.mark.real
 def test_a_finished_transaction_locks_nothing() -> None:
     with slow_dynamo() as (slow, url, client):
         slow.finish.set()

@@ -97,18 +97,17 @@ def wheel_in(shelf: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel_in(tmp_path_factory.mktemp("shelf"))
 
 
-@pytest.fixture(autouse=True)
-def no_network(
-    request: pytest.FixtureRequest, wheel: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if request.node.get_closest_marker("real") is None:
-        monkeypatch.setenv("PIP_NO_INDEX", "1")
-        monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+@pytest.fixture
+def wheel(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package of ``new_project``, and the only one that pip finds."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf.parent))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return shelf
 
 
 def new_project(root: Path, wheel: Path, pinned: str | None = None) -> Path:
@@ -133,6 +132,7 @@ def test_an_artifact_is_our_sources_and_what_they_import(project: Path, tmp_path
     assert files(tmp_path / "artifact") == SHIPPED
 
 
+@pytest.mark.real
 def test_two_builds_at_different_places_and_times_are_the_same_bytes(
     tmp_path: Path, wheel: Path
 ) -> None:
@@ -149,6 +149,7 @@ def test_two_builds_at_different_places_and_times_are_the_same_bytes(
     assert trees[0] == trees[1]
 
 
+@pytest.mark.real
 def test_a_second_build_needs_neither_pip_nor_a_network(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_second_build_needs_neither_pip_nor_a_network(
     assert tree(tmp_path / "second") == tree(tmp_path / "first")
 
 
+@pytest.mark.real
 def test_functions_share_a_build_until_a_source_changes(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +186,7 @@ def test_without_a_python_3_13_the_build_says_what_it_left_out_and_what_that_cos
     assert re.search(r"No Python 3\.13 .* no bytecode .* cold start .* PYTHON313=", remark)
 
 
+@pytest.mark.real
 def test_a_file_that_was_changed_after_its_download_fails_the_build(
     project: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_file_that_was_changed_after_its_download_fails_the_build(
         build(project, "arm64", tmp_path / "second", python=None)
 
 
+@pytest.mark.real
 def test_a_file_that_is_not_the_one_that_is_pinned_fails_the_build(
     tmp_path: Path, wheel: Path
 ) -> None:
@@ -343,6 +347,7 @@ def test_a_description_of_another_form_ends_the_build(name: str, content: bytes)
         slimmed(name, content)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-2", "cn-north-1", "us-gov-west-1"])
 def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> None:
     data = Path(botocore.__file__).with_name("data")
@@ -369,6 +374,7 @@ def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> N
             client.close()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [

@@ -1100,18 +1100,18 @@ def stored(run: Run, aws: EmbeddedAws, funded: str) -> Callable[[], object]:
     return read
 
 
-@pytest.mark.parametrize("answer", [None, "", "n", "yeah", "y", " YES "])
 @pytest.mark.parametrize(
-    ("line", "action"),
+    ("line", "action", "yes"),
     [
-        ("credits grant {} -40 --id taken --note y", "Take 40 credits from {}, which has 100"),
-        ("org limit {} 0", "Block new generations of {}"),
-        ("org suspend {} --reason Unpaid", "Suspend {}"),
+        ("credits grant {} -40 --id taken --note y", "Take 40 credits from {}, which has 100", "y"),
+        ("org limit {} 0", "Block new generations of {}", " YES "),
+        ("org suspend {} --reason Unpaid", "Suspend {}", "y"),
         (
             "keys rotate {} --grace-hours 3",
             "Issue a new key and expire all other keys of {} in 3 hours",
+            "y",
         ),
-        ("keys revoke {} {key}", "Revoke the key {key} of {} for good"),
+        ("keys revoke {} {key}", "Revoke the key {key} of {} for good", "y"),
     ],
 )
 def test_what_cannot_be_undone_is_confirmed_at_a_terminal_first(
@@ -1121,24 +1121,29 @@ def test_what_cannot_be_undone_is_confirmed_at_a_terminal_first(
     request: pytest.FixtureRequest,
     line: str,
     action: str,
-    answer: str | None,
+    yes: str,
 ) -> None:
     before = stored()
     (record,) = document(run(f"keys list {funded} --json"))["keys"]
     line, action = (each.format(funded, key=record["id"]) for each in (line, action))
-    if answer is not None:
-        request.getfixturevalue("keyboard")(answer)
-
-    exited = run(line)
-
     action = f"{action} (table {TABLE})"
-    confirmed = answer in {"y", " YES "}
-    assert (exited.status == 0) == (stored() != before) == confirmed
-    if answer is None:
-        assert_failed(exited, f'no terminal to confirm "{action}?"; pass --yes')
-    else:
-        assert exited.err.startswith(f"{action}? [y/N] ")
-        assert ("error: nothing was done" in exited.err) != confirmed
+
+    assert_failed(run(line), f'no terminal to confirm "{action}?"; pass --yes')
+    type_line = request.getfixturevalue("keyboard")
+    for no in ("", "n", "yeah"):
+        type_line(no)
+        refused = run(line)
+        assert refused.status != 0
+        assert refused.err.startswith(f"{action}? [y/N] ")
+        assert "error: nothing was done" in refused.err
+    assert stored() == before
+
+    type_line(yes)
+    done = run(line)
+    assert done.status == 0
+    assert done.err.startswith(f"{action}? [y/N] ")
+    assert "error: nothing was done" not in done.err
+    assert stored() != before
 
 
 # Help

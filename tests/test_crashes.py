@@ -197,12 +197,7 @@ PATHS = [
 ]
 
 
-FAST = {
-    "success with a key",
-    "failure: ContentRejected",
-    "accept",
-    "delete",
-}
+FAST = {"success with a key", "failure: ContentRejected"}
 
 
 @pytest.mark.parametrize(

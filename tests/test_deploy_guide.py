@@ -54,6 +54,7 @@ def test_every_command_is_of_a_kind_that_is_checked_here_or_of_the_shell() -> No
     assert programs == SHELL | {"aws", "sam", OPERATOR, "${EDITOR:-vi}"}
 
 
+@pytest.mark.real
 def test_the_operator_commands_work_in_order(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ def test_every_failure_of_the_stand_in_has_an_outcome_above() -> None:
     assert set(OUTCOME_OF) == set(FAILURES)
 
 
+@pytest.mark.real
 def test_a_model_that_takes_too_long_is_stopped_in_time_and_the_credits_are_refunded() -> None:
     # A timeout of 8 s instead of 29 leaves the model 2.5 s: the same path without the wait.
     text = TEMPLATE_PATH.read_text(encoding="utf-8").replace("Timeout: 29", "Timeout: 8")
@@ -221,6 +222,7 @@ def test_a_request_that_no_route_matches_gets_a_response_in_our_own_form(
 # Isolation
 
 
+@pytest.mark.real
 def test_the_users_own_cloud_settings_are_ignored_and_the_environment_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -337,6 +339,7 @@ def test_a_hundred_conditional_debits_from_64_threads_are_exact() -> None:
     assert (taken, left) == (100, "0")
 
 
+@pytest.mark.real
 def test_two_embedded_clouds_share_no_data() -> None:
     with EmbeddedAws() as one, EmbeddedAws() as other:
         one.create_table("credits")

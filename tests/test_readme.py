@@ -183,6 +183,7 @@ def reader(
     return Reader(terminal, monkeypatch, output=lambda: capsys.readouterr().out)
 
 
+@pytest.mark.real
 def test_every_command_works_in_order_and_prints_what_is_shown(reader: Reader) -> None:
     outputs = [each for each in README.fences if each.language in {"json", "http"}]
     compared = []
