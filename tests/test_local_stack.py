@@ -221,16 +221,22 @@ def test_a_request_that_no_route_matches_gets_a_response_in_our_own_form(
 
 # Isolation
 
+OWN_SETTINGS = {
+    "AWS_PROFILE": "no-such-profile",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "GOOGLE_GENAI_USE_VERTEXAI": "true",
+    "GOOGLE_API_KEY": "not-mine",
+}
+"""What a developer's shell may hold that would lead away from this machine."""
+
 
 @pytest.mark.real
 def test_the_users_own_cloud_settings_are_ignored_and_the_environment_is_restored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
-    monkeypatch.setenv("GOOGLE_API_KEY", "not-mine")
+    for name, value in OWN_SETTINGS.items():
+        monkeypatch.setenv(name, value)
     before = dict(os.environ)
 
     with LocalStack(latency_s=0) as own:
@@ -359,6 +365,7 @@ class Running:
 
     def __init__(self, directory: Path, port: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PORT": port}
+        environment |= OWN_SETTINGS
         environment.pop("GEMINI_API_KEY", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "infra.local"],

@@ -160,13 +160,16 @@ class LocalStack(Runs):
         self.aws.start()
         if self.stand_in is not None:
             self.stand_in.start()
+        # First: moto reads the user's AWS_PROFILE, too, once it is asked for a service.
+        of_sdks = self._of_sdks()
+        self._undo.enter_context(_environment(of_sdks))
         definitions = self._template.functions()
         queues = {
             name: self.aws.create_queue(name, self._template)
             for each in definitions
             for name in each.queues
         }
-        self._undo.enter_context(_environment(self._variables(definitions, queues)))
+        os.environ.update(self._variables(definitions, queues) | of_sdks)
         self._fill_aws()
         handler_of = self._handlers or _handler
         self._functions = {each.name: _function(each, handler_of(each)) for each in definitions}
@@ -203,6 +206,13 @@ class LocalStack(Runs):
         # The user's own key goes to the functions past the secret, which other processes can read.
         self.aws.create_secret(os.environ["GEMINI_API_KEY_SECRET"], "any-key-for-the-stand-in")
 
+    def _of_sdks(self) -> dict[str, str]:
+        """What the SDKs read: the embedded AWS, and Google as the user set it."""
+        own = {name: os.environ[name] for name in _OF_GOOGLE if name in os.environ}
+        if self.stand_in is not None:
+            own["GOOGLE_GEMINI_BASE_URL"] = self.stand_in.url
+        return own | dict(self.aws.environment())
+
     def _variables(
         self, definitions: Iterable[Function], queues: Mapping[str, str]
     ) -> dict[str, str]:
@@ -224,10 +234,7 @@ class LocalStack(Runs):
                 if value is None:
                     raise StackError(f"the local stack has no value for the variable {name}")
                 variables[name] = value
-        own_settings = {name: os.environ[name] for name in _OF_GOOGLE if name in os.environ}
-        if self.stand_in is not None:
-            own_settings["GOOGLE_GEMINI_BASE_URL"] = self.stand_in.url
-        return variables | own_settings | dict(self.aws.environment())
+        return variables
 
 
 def _module(definition: Function) -> ModuleType:
