@@ -40,9 +40,14 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 0.025
 LONGEST_PAUSE_S = 0.8
 # A conflict ends with the other transaction, in milliseconds. With pauses as long as those after
-# a fault, a request that has lost a few times would wait while newcomers overtake it.
+# a fault, a request that has lost a few times would wait while newcomers overtake it. So from the
+# peak on, each conflict shortens the pause: a request that has lost often tries more often.
 LONGEST_PAUSE_AFTER_CONFLICT_S = 0.2
-MAX_TRIES = 100
+SHORTENED_BY = 0.9
+SHORTEST_PAUSE_AFTER_CONFLICT_S = 0.01
+CONFLICTS_TO_THE_PEAK = 5
+# The deadline ends a call sooner; this is for one that fails at once, each time.
+MAX_TRIES = 500
 
 _CONFLICT = frozenset({"TransactionConflict", "TransactionConflictException"})
 _THROTTLED = frozenset(
@@ -217,8 +222,13 @@ class Table:
 
 def longest_pause_s(tries: int, *, after_conflict: bool) -> float:
     """The longest pause, in seconds, before the next try; ``tries`` pauses came before it."""
-    longest = LONGEST_PAUSE_AFTER_CONFLICT_S if after_conflict else LONGEST_PAUSE_S
-    return min(longest, FIRST_PAUSE_S * float(2**tries))
+    growing = FIRST_PAUSE_S * float(2 ** min(tries, CONFLICTS_TO_THE_PEAK))
+    if not after_conflict:
+        return min(LONGEST_PAUSE_S, growing)
+    shortened = SHORTENED_BY ** max(0, tries - CONFLICTS_TO_THE_PEAK)
+    return max(
+        SHORTEST_PAUSE_AFTER_CONFLICT_S, min(LONGEST_PAUSE_AFTER_CONFLICT_S, growing) * shortened
+    )
 
 
 def _codes(fault: ClientError) -> set[str]:
