@@ -42,7 +42,7 @@ FIRST_CREDITS = 100
 SETUP_S = 10.0
 DRAIN_S = 0.5
 # Keeps the user's own AWS account and Google key out.
-_FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "MOTO_")
+_FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "MOTO_", "POWERTOOLS_")
 _OF_GOOGLE = ("GEMINI_MODEL", "GOOGLE_GEMINI_BASE_URL")
 _IMAGE_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
