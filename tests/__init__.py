@@ -5,9 +5,10 @@ This comes before any import: moto and boto3 read such variables when they are i
 
 import os
 
-_FOREIGN = ("AWS_", "GEMINI_", "GOOGLE_", "LOG_LEVEL", "MOTO_", "POWERTOOLS_")
+_SERVICES = ("AWS_", "GEMINI_", "GOOGLE_", "LOG_LEVEL", "MOTO_", "POWERTOOLS_")
+_TERMINAL = ("CLICOLOR", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_")
 
-for _name in [each for each in os.environ if each.startswith(_FOREIGN)]:
+for _name in [each for each in os.environ if each.startswith(_SERVICES + _TERMINAL)]:
     del os.environ[_name]
 # What installs packages may need a proxy; no server of a test is behind one.
 for _name in ("NO_PROXY", "no_proxy"):

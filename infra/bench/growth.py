@@ -26,7 +26,7 @@ from infra.template import Template
 from lib.deadline import Deadline
 from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import CREDITS_PER_IMAGE
+from lib.ledger.order import CREDITS_PER_IMAGE, Order
 from lib.ledger.rows import Generation, Status, account_key
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -106,26 +106,19 @@ def _make_images(ledger: Ledger, organisation: str, ends: threading.Event) -> in
     return made
 
 
-def _row(organisation: str, number: int, status: Status) -> Generation:
+def _row(organisation: str, number: int, status: Status, due_at: int | None = None) -> Generation:
     created_ms = 1_700_000_000_000 + number
-    return Generation(
-        organisation=organisation,
-        created_ms=created_ms,
-        status=status,
-        credits=CREDITS_PER_IMAGE,
-        attempt_id=f"attempt-{number:029d}",
-        image_key=f"generated/gemini/{organisation}/{created_ms}.png",
-        prompt=PROMPT,
-        aspect_ratio=AspectRatio.LANDSCAPE_16_9,
-        request_hash=f"{number:064x}",
-    )
+    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9)
+    image_key = f"generated/gemini/{organisation}/{created_ms}.png"
+    reserved = Generation.reserved(order, created_ms, image_key, due_at=0)
+    return replace(reserved, status=status, due_at=due_at)
 
 
 def _sweep(servers: Servers, accounts: Accounts, client: "DynamoDBClient", due: int) -> str:
     """Runs the reconciler until it has refunded ``due`` reservations of dead requests."""
     open_account(accounts, "due")
-    rows = (_row("due", number, Status.RESERVED) for number in range(due))
-    _write(client, [replace(row, due_at=1_700_000_100) for row in rows])
+    due_at = 1_700_000_100
+    _write(client, [_row("due", number, Status.RESERVED, due_at) for number in range(due)])
     timeouts_s = {each.handler: each.timeout_s for each in Template.from_file().functions()}
     refunded, runs = 0, 0
     began = time.perf_counter()

@@ -41,10 +41,9 @@ _Running = tuple[int, float, _Request]
 
 
 class LiteLlm(NamedTuple):
-    """CPU ms of a request, the p99 added to ``CLIENTS`` clients in a loop, and the section."""
+    """CPU ms of a request, and the section."""
 
     cpu_ms: float
-    crowd_added_ms: float
     lines: list[str]
 
 
@@ -100,7 +99,7 @@ def measure(litellm: Path, stand_in_url: str, prompt: str, requests: int) -> Lit
     about = f"LiteLLM {VERSION}, one worker, no database, the same stand-in. It stores and charges"
     more = "nothing. Its CPU includes HTTP; our handler's excludes API Gateway and Lambda."
     lines = [*section("LiteLLM's proxy", about, more), *table(("what", "figure"), rows)]
-    return LiteLlm(cpu_ms, percentile(crowd_ms, 99) - percentile(crowd_direct_ms, 99), lines)
+    return LiteLlm(cpu_ms, lines)
 
 
 def _loop(request: _Request, clients: int, each: int) -> tuple[list[float], float]:
