@@ -10,7 +10,7 @@ ARCHITECTURE ?= $(if $(filter arm64 aarch64,$(shell uname -m)),arm64,x86_64)
 # A build needs no installed packages: an operator's machine may have only Python.
 BUILDER = $(or $(wildcard $(BIN)/python),$(PYTHON))
 
-.PHONY: help run sam-local test check verify bench build format docs lock advisories mutants verify-tools artifact clean
+.PHONY: help run sam-local test check verify bench build format docs lock advisories counts mutants verify-tools artifact clean
 .DEFAULT_GOAL := help
 
 define python_is_new_enough
@@ -67,6 +67,9 @@ lock: $(INSTALLED) ## pin the newest release of every package in infra/requireme
 
 advisories: $(INSTALLED) ## look every pin up in a database of known vulnerabilities
 	@$(BIN)/python -m infra.verify.advisories
+
+counts: $(INSTALLED) ## write what the last make verify tried into infra/docs/ARCHITECTURE.md
+	@$(BIN)/python -m tests.reporting
 
 mutants: $(INSTALLED) ## break the money protocol on purpose; fails if the tests miss a break
 	@$(BIN)/python -m tests.mutants

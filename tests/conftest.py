@@ -43,6 +43,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("what was tried")
         for line in reporting.lines():
             terminalreporter.line(line)
+        reporting.save()
 
 
 @pytest.fixture

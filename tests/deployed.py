@@ -23,6 +23,7 @@ from infra.verify import tools
 from infra.verify.cloud import ACCOUNT, Cloud
 from tests.alarms import Minute, rings, values_in
 from tests.cloudformation import DOCUMENT, Variant
+from tests.reporting import Tried, tally
 
 __all__ = [
     "FUNCTIONS",
@@ -197,6 +198,7 @@ class Operator:
                 check=False,
             )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{self.cloud.last_words()}"
+        tally(Tried.DEPLOYMENTS, len(re.findall(r"\bsam deploy(?! --no-execute)", block)))
         return done.stdout
 
     def configure(self, **values: str) -> None:

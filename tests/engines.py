@@ -51,6 +51,11 @@ class Engine:
     bucket: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_moto(self) -> bool:
+        """Whether it is not atomic, so that nothing about concurrency is proved on it."""
+        return self.name == "moto"
+
 
 @pytest.fixture(scope="session")
 def moto_engine() -> Iterator[Engine]:

@@ -16,6 +16,7 @@ from infra.docs.markdown import Markdown
 from infra.docs.trace import trace_a_paid_request
 from infra.template import PROJECT_ROOT
 from tests.guides import shell_commands
+from tests.reporting import HEAD, PAGE, Tried
 
 PATHS = sorted([*PROJECT_ROOT.glob("*.md"), *(PROJECT_ROOT / "infra" / "docs").glob("*.md")])
 DOCUMENTS = {path.relative_to(PROJECT_ROOT).as_posix(): Markdown.read(path) for path in PATHS}
@@ -97,6 +98,13 @@ def test_the_trace_and_the_replay_of_a_schedule_run_as_written() -> None:
 
     assert re.search(r"A warm 200 runs \d+ lines of \d+ functions in \d+ files\.", trace)
     assert "1 passed" in replay
+
+
+def test_the_counts_are_those_of_a_whole_run() -> None:
+    (counted,) = [each for each in Markdown.read(PAGE).tables if each[0] == list(HEAD)]
+
+    assert [what for what, _ in counted[1:]] == list(Tried)
+    assert all(int(number.replace(",", "")) > 0 for _, number in counted[1:])
 
 
 def test_the_version_is_the_one_that_the_changelog_names() -> None:

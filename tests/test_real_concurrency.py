@@ -45,7 +45,7 @@ from lib.picture.png import to_png
 from lib.picture.storage import Images
 from lib.settings import Settings
 from tests.engines import Engine
-from tests.reporting import report, tally
+from tests.reporting import Tried, report, tally
 from tests.world import BASE_URL, World, conflict, small_picture
 
 pytestmark = pytest.mark.real
@@ -222,8 +222,8 @@ def new_service(
             return service
 
         yield new
-    tally("conflicts put into concurrent calls", storm.conflicts)
-    tally("responses of concurrent calls lost", storm.lost)
+    tally(Tried.CONFLICTS, storm.conflicts)
+    tally(Tried.LOST_RESPONSES, storm.lost)
 
 
 def test_64_clients_get_exactly_the_images_that_their_credits_pay(new_service: NewService) -> None:

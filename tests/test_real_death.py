@@ -32,7 +32,7 @@ from lib.jobs import Job
 from lib.keys.key_ring import KeyRing
 from lib.ledger.rows import Generation, Status
 from tests.engines import Engine
-from tests.reporting import report
+from tests.reporting import Tried, report, tally
 from tests.world import BASE_URL, World
 
 if TYPE_CHECKING:
@@ -370,6 +370,7 @@ def test_a_runtime_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
 
     assert caller.violations() == []
     _retries_are_charged_once(caller, _chance(seed).sample(kills, RETRIES))
+    tally(Tried.REQUEST_KILLS, len(kills))
     report(f"real death: {len(kills)} kills ({fates}), 0 violations; SEED={seed}")
 
 
@@ -394,6 +395,7 @@ def test_a_runtime_stopped_until_its_timeout_leaves_a_paid_image_or_a_refund(
 
     assert stops
     assert caller.violations() == []
+    tally(Tried.REQUEST_STOPS, len(stops))
     report(f"real timeouts: {len(stops)} ({fates}), 0 violations; SEED={seed}")
 
 
@@ -421,6 +423,7 @@ def test_a_runtime_that_resumes_after_the_reconciler_delivers_no_unpaid_image(
 
     assert caller.violations() == []
     assert set(answers) == {200, 500}
+    tally(Tried.REQUEST_STOPS, PAUSES)
     report(
         f"real pauses: {PAUSES} past the lease ({answers[200]} paid and delivered,"
         f" {answers[500]} refunded), 0 violations; SEED={seed}"
@@ -461,6 +464,7 @@ def test_a_worker_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
     assert ended[Status.SETTLED] > 0 < ended[Status.REFUNDED]
     assert workers.deliveries[2] > 0
     fates = ", ".join(f"{number} {name}" for name, number in sorted(workers.fates.items()))
+    tally(Tried.WORKER_KILLS, workers.killed)
     report(
         f"real worker death: {workers.killed} kills ({fates}) in"
         f" {sum(workers.deliveries.values())} deliveries of {len(caller.answers)} jobs"
@@ -483,6 +487,7 @@ def test_an_acceptor_killed_at_any_moment_leaves_a_paid_image_or_a_refund(
     settled = {each.prompt for each in caller.world.generations() if each.settled_at}
     assert {prompt for prompt in accepted if REFUSED not in prompt} <= settled
     _retries_are_charged_once(caller, chance.sample(kills, RETRIES))
+    tally(Tried.ACCEPTOR_KILLS, len(kills))
     report(
         f"real acceptor death: {len(kills)} kills ({fates}; {sent} messages for"
         f" {len(accepted)} answers), 0 violations; SEED={seed}"
