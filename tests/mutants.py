@@ -464,9 +464,8 @@ MUTANTS = (
         "        self._images.delete(generation.image_key)\n        ending = self._endings.refund(",
     ),
     in_reconciliation(
-        "reconciler: do not revisit a refunded generation",
-        RECONCILIATION
-        + "test_an_image_that_is_not_whole_is_refunded_and_removed_a_lease_later[moto]",
+        "do not revisit what a retry refunded before its lease had passed",
+        WORKER + "test_a_retry_leaves_no_tombstone_of_the_retry_that_died_before_it",
         "revisit=True",
         "revisit=False",
     ),

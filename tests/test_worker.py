@@ -519,6 +519,25 @@ def test_a_retry_refunds_the_reservation_of_a_request_that_died_and_makes_a_new_
     assert world.violations() == []
 
 
+def test_a_retry_leaves_no_tombstone_of_the_retry_that_died_before_it(world: World) -> None:
+    assert world.accept(dying_at(world, 1), "order-1") is None
+    world.clock.sleep(QUEUED_WITHIN_S + 1)
+    dying = Network(4, Fault.KILLED_BEFORE)
+    assert world.accept(world.process(dying), "order-1") is None
+    assert [str(call) for call in dying.calls[-2:]] == [
+        "s3.put_object",
+        "dynamodb.transact_write_items",
+    ]
+
+    assert isinstance(world.accept(world.process(), "order-1"), Accepted)
+    world.deliver()
+    world.settle_down()
+
+    assert [each.status for each in world.generations()] == [Status.REFUNDED, Status.SETTLED]
+    assert len(world.stored_keys()) == 1
+    assert world.violations() == []
+
+
 def test_an_acceptor_that_a_retry_took_for_dead_answers_that_nothing_is_charged(
     world: World,
 ) -> None:
