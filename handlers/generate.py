@@ -23,7 +23,7 @@ from lib.generation import Accepted, Finished
 from lib.http.models import AcceptedResponse, GenerateResponse, as_body, parse_idempotency_key
 from lib.http.request import parse_generate_request
 from lib.keys.verification import VerifiedKey
-from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
 from lib.observability import Observation
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
         request.prompt,
         request.aspectRatio,
         idempotency_key,
-        key_id=key.id,
+        spender=Spender(key.id, key.meter, key.monthly_budget),
         asynchronous=service.jobs.has_queue and prefers_async(event),
         model=service.settings.gemini_model,
     )

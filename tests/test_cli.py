@@ -30,7 +30,7 @@ from lib.keys.verification import KeyVerifier
 from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import Order
+from lib.ledger.order import Order, Spender
 from lib.ledger.rows import Generation, account_key
 from lib.ledger.table import LedgerUnreachable, Table
 from lib.picture.aspect_ratio import AspectRatio
@@ -722,7 +722,7 @@ def reserve(ledger: Ledger, organisation: str, prompt: str, lease_s: int = 59) -
         prompt,
         AspectRatio.LANDSCAPE_16_9,
         idempotency_key=f"key of {prompt}"[:20],
-        key_id="key_3fZk0W9xQvTb",
+        spender=Spender("key_3fZk0W9xQvTb", "key_3fZk0W9xQvTb"),
     )
     return ledger.reserve(
         order, lambda ms: f"generated/gemini/{organisation}/{ms}.png", Deadline(10), lease_s

@@ -262,7 +262,9 @@ def test_a_live_key_authenticates_its_organisation_whatever_the_case_of_the_sche
     store: KeyStore, organisation: str, scheme: str
 ) -> None:
     issued = store.ring.issue(organisation)
-    assert store.verifier.verify(scheme + issued.key) == VerifiedKey(organisation, issued.id)
+    assert store.verifier.verify(scheme + issued.key) == VerifiedKey(
+        organisation, issued.id, meter=issued.id
+    )
 
 
 MALFORMED_HEADERS = {
