@@ -65,7 +65,7 @@ class Dependencies:
 
     @cached_property
     def unpaid_limit(self) -> OrganisationLimit:
-        """The limit on an organisation's generate requests that buy nothing."""
+        """The limit on a key's generate requests that buy nothing."""
         return unpaid_limit()
 
     @cached_property

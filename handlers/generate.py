@@ -73,9 +73,13 @@ def respond(
 def _outcome(
     service: Dependencies, event: Event, deadline: Deadline, observation: Observation
 ) -> Finished | Accepted:
-    """Authentication comes before validation. What buys nothing counts against a limit."""
+    """Authentication comes before validation. What buys nothing counts against a limit.
+
+    Each key has its own: a program that goes on when its budget is used up stops no other.
+    """
     key = authenticate(service, event, observation)
-    service.unpaid_limit.check(key.organisation)
+    name = f"{key.organisation} {key.meter}"
+    service.unpaid_limit.check(name)
     try:
         order = _order(service, event, key)
         if order.asynchronous:
@@ -83,10 +87,10 @@ def _outcome(
         else:
             outcome = service.generations.generate(order, deadline, observation)
     except RequestRejected:
-        service.unpaid_limit.count(key.organisation)
+        service.unpaid_limit.count(name)
         raise
     if outcome.replayed:
-        service.unpaid_limit.count(key.organisation)
+        service.unpaid_limit.count(name)
     return outcome
 
 

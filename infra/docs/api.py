@@ -136,9 +136,9 @@ a 429 with `Retry-After`, `RateLimit` (`"default";r=0;t=30`: none left for 30 se
 `RateLimit-Policy` (`"default";q=60;w=60`: 60 in 60 seconds).
 
 What costs nothing has limits of its own, which each process of the service keeps: {READS_PER_S}
-reads a second after the first {READS_AT_ONCE} (`"reads"`), and {UNPAID_PER_S} generate requests a
-second that are refused or replayed, after the first {UNPAID_AT_ONCE} (`"unpaid"`). Until the second
-is over, every generate request is then a 429."""
+reads a second after the first {READS_AT_ONCE} (`"reads"`), and for each API key {UNPAID_PER_S}
+generate requests a second that are refused or replayed, after the first {UNPAID_AT_ONCE}
+(`"unpaid"`). Until the second is over, every generate request of that key is then a 429."""
 
 PAGINATION = """\
 Pass `nextCursor` unchanged as `cursor` to get the next page; it is `null` on the last. New
