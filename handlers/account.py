@@ -76,16 +76,18 @@ def _health(_event: Event, request: str) -> Response:
 def _openapi(event: Event, request: str) -> Response:
     from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
 
-    return success(
-        200, openapi(_public_url(event)), request, {"Cache-Control": "public, max-age=300"}
-    )
+    document = openapi(_public_url(event), dependencies().settings.support_url)
+    return success(200, document, request, {"Cache-Control": "public, max-age=300"})
 
 
 def _docs(event: Event, request: str) -> Response:
     from lib.http import docs  # noqa: PLC0415 - as above
 
-    headers = docs.headers(dependencies().image_url(""))
-    return text(200, docs.page(_public_url(event)), request, headers)
+    service = dependencies()
+    page = docs.page(
+        _public_url(event), service.settings.support_url, service.settings.gemini_model
+    )
+    return text(200, page, request, docs.headers(service.image_url("")))
 
 
 def _public_url(event: Event) -> str:
@@ -229,7 +231,8 @@ _PATHS = tuple(
 def _prime() -> None:
     from lib.http import docs  # noqa: PLC0415 - a snapshot has the time that a cold start lacks
 
-    docs.page("https://prime.example")
+    settings = dependencies().settings
+    docs.page("https://prime.example", settings.support_url, settings.gemini_model)
 
 
 initialize(build=lambda: (dependencies().key_verifier, dependencies().ledger), prime=_prime)

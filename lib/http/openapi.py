@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from lib.errors import GenerationFailed
 from lib.http.contract import EXAMPLE_REQUEST, OPERATIONS
 from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
+from lib.http.outcomes import EXPLANATIONS
 from lib.http.spec import HEADERS, Operation, ResponseSpec
 from lib.ledger.order import CREDITS_PER_IMAGE
 
@@ -18,10 +19,11 @@ VERSION = "0.1.0"
 _SCHEMAS = "#/components/schemas/"
 
 
-def openapi(server_url: str) -> dict[str, Any]:
+def openapi(server_url: str, support_url: str | None = None) -> dict[str, Any]:
     """The contract as an OpenAPI 3.1 document for the service at ``server_url``.
 
-    ``server_url`` is an origin such as ``https://api.example.com``.
+    ``server_url`` is an origin such as ``https://api.example.com``, ``support_url`` where a
+    customer gets a key, credits and help.
     """
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
@@ -40,6 +42,8 @@ def openapi(server_url: str) -> dict[str, Any]:
                 f"to {MAX_BODY_BYTES // 1024} KiB. API keys are bearer tokens. CORS is open to "
                 "every origin. The API never redirects."
             ),
+            "contact": {"name": "The operator of this deployment"}
+            | ({} if support_url is None else {"url": support_url}),
         },
         "servers": [{"url": server_url}],
         "security": [{"apiKey": []}],
@@ -160,7 +164,9 @@ def _response(response: ResponseSpec) -> dict[str, Any]:
     if response.body is not None:
         content["schema"] = {"$ref": _SCHEMAS + response.body.__name__}
     if response.examples:
-        content["examples"] = {name: {"value": value} for name, value in response.examples.items()}
+        content["examples"] = {
+            name: _explained(name) | {"value": value} for name, value in response.examples.items()
+        }
     names = dict.fromkeys(("X-Request-Id", *response.headers))
     described: dict[str, Any] = {
         "description": response.description,
@@ -169,3 +175,11 @@ def _response(response: ResponseSpec) -> dict[str, Any]:
     if response.media_type is not None:
         described["content"] = {response.media_type: content}
     return described
+
+
+def _explained(code: str) -> dict[str, str]:
+    """What the example of an error says beside its body."""
+    if code not in EXPLANATIONS:
+        return {}
+    explained = EXPLANATIONS[code]
+    return {"summary": explained.when, "description": explained.advice}

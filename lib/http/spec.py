@@ -41,33 +41,54 @@ class Operation:
 
 
 HEADERS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "X-Request-Id": ("Identifies this request in the service's logs", {"type": "string"}),
-    "X-Error-Code": ("Stable, machine-readable error code", {"type": "string"}),
+    "X-Request-Id": (
+        "Names this request in the service's logs: quote it when you ask for help",
+        {"type": "string"},
+    ),
+    "X-Error-Code": ("On every error: a stable code for programs", {"type": "string"}),
     "X-Should-Retry": (
-        "Whether repeating the same request can succeed",
+        "On every error: whether repeating the same request can succeed",
         {"type": "string", "enum": ["true", "false"]},
     ),
     "X-Credits-Charged": (
-        "Credits charged for this request, or held by it; 0 is final",
+        (
+            "On every response of the generate route: credits charged for this request, or held "
+            "by it; `0` is final"
+        ),
         {"type": "string", "enum": ["0", str(CREDITS_PER_IMAGE)]},
     ),
-    "Retry-After": ("Seconds to wait before retrying", {"type": "string", "pattern": r"^\d+$"}),
-    "RateLimit": ("Requests that are left, and seconds until more are", {"type": "string"}),
+    "Retry-After": (
+        "Whole seconds to wait before repeating the request; earlier, it fails again",
+        {"type": "string", "pattern": "^[0-9]+$"},
+    ),
+    "RateLimit": (
+        (
+            "On a 429: the name of the limit, `r` requests that are left, and `t` seconds until "
+            'more are, as in `"default";r=0;t=30`'
+        ),
+        {"type": "string"},
+    ),
     "RateLimit-Policy": (
-        "The limit that was reached, and what it allows in 60 seconds",
+        (
+            "On a 429: the name of the limit that was reached, and the `q` requests that it "
+            'allows in `w` seconds, as in `"default";q=60;w=60`'
+        ),
         {"type": "string"},
     ),
     "WWW-Authenticate": (
-        "The authentication scheme to use",
+        "On a 401: the authentication scheme to use",
         {"type": "string", "enum": ["Bearer"]},
     ),
     "Idempotent-Replayed": (
         "This response repeats that of an earlier request with the same Idempotency-Key",
         {"type": "string", "enum": ["true"]},
     ),
-    "Location": ("Path of the generation", {"type": "string"}),
+    "Location": (
+        "Path of the generation, on a 202 and while an outcome is pending",
+        {"type": "string"},
+    ),
     "Preference-Applied": (
-        "The preference that was applied",
+        "On a 202: the preference that was applied",
         {"type": "string", "enum": ["respond-async"]},
     ),
 }

@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.http.docs.outcomes import Outcome, outcomes
+from lib.http.guide import typical_time
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.http.openapi import openapi
+from lib.http.outcomes import Outcome, outcomes
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -40,9 +41,12 @@ _SUGGESTED_USES: Mapping[AspectRatio, str] = {
 }
 
 
-def page(origin: str) -> str:
-    """The page as HTML, with examples for the service at ``origin``, such as ``https://host``."""
-    return _page().replace("{{origin}}", html.escape(origin))
+def page(origin: str, support_url: str | None = None, model: str | None = None) -> str:
+    """The page as HTML, with examples for the service at ``origin``, such as ``https://host``.
+
+    ``support_url`` and ``model`` are the deployment's, as ``lib.http.guide`` describes them.
+    """
+    return _page(support_url, model).replace("{{origin}}", html.escape(origin))
 
 
 def headers(image_base_url: str) -> dict[str, str]:
@@ -74,15 +78,16 @@ def headers(image_base_url: str) -> dict[str, str]:
 
 
 @cache
-def _page() -> str:
+def _page(support_url: str | None, model: str | None) -> str:
     """The page with ``{{origin}}`` still to be filled in. Built once per process."""
-    document = openapi("{{origin}}")
+    document = openapi("{{origin}}", support_url)
     schemas = document["components"]["schemas"]
     path, method = _GENERATE
     values = {
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         "price": str(CREDITS_PER_IMAGE),
+        "time_fact": _time_fact(model),
         "prompt_limit": str(MAX_PROMPT_CHARACTERS),
         "request_rows": _request_rows(schemas["GenerateRequest"]),
         "response_rows": _field_rows(schemas["GenerateResponse"]),
@@ -109,6 +114,12 @@ def _hash_of(name: str) -> str:
     """The CSP hash source of an inline script or style sheet."""
     digest = hashlib.sha256(_asset(name).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _time_fact(model: str | None) -> str:
+    """How long a picture takes, or nothing about a model that was not measured."""
+    usual = typical_time(model) if model else None
+    return f"<li><strong>{usual}</strong> usually</li>" if usual else ""
 
 
 def _row(*cells: str) -> str:
