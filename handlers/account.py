@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from handlers.authentication import Act, answer, named_generation
 from handlers.dependencies import Dependencies, dependencies
+from handlers.documents import as_document
 from handlers.http import (
     Event,
     Response,
@@ -56,6 +57,8 @@ GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
 DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
 # A compact JWS. Source: RFC 7515, section 9.2.1.
 JOSE_TYPE = "application/jose"
+# What is the same for everyone, and may be five minutes old.
+CACHED = {"Cache-Control": "public, max-age=300"}
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -77,7 +80,21 @@ def _openapi(event: Event, request: str) -> Response:
     from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
 
     document = openapi(_public_url(event), dependencies().settings.support_url)
-    return success(200, document, request, {"Cache-Control": "public, max-age=300"})
+    return as_document(event, success(200, document, request, CACHED))
+
+
+def _reference(event: Event, request: str) -> Response:
+    from lib.http.guide import guide  # noqa: PLC0415 - as above
+    from lib.http.openapi import openapi  # noqa: PLC0415 - as above
+    from lib.http.reference import reference  # noqa: PLC0415 - as above
+
+    settings = dependencies().settings
+    written = reference(
+        openapi(_public_url(event), settings.support_url),
+        guide(settings.support_url, settings.gemini_model),
+    )
+    headers = {"Content-Type": "text/markdown; charset=utf-8", **CACHED}
+    return as_document(event, text(200, written, request, headers))
 
 
 def _docs(event: Event, request: str) -> Response:
@@ -87,7 +104,8 @@ def _docs(event: Event, request: str) -> Response:
     page = docs.page(
         _public_url(event), service.settings.support_url, service.settings.gemini_model
     )
-    return text(200, page, request, docs.headers(service.image_url("")))
+    headers = docs.headers(service.image_url(""))
+    return as_document(event, text(200, page, request, headers))
 
 
 def _public_url(event: Event) -> str:
@@ -105,7 +123,7 @@ def _jwks(_event: Event, request: str) -> Response:
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", fault)
         return failure(ServiceUnavailable(), request, {})
-    return success(200, keys, request, {"Cache-Control": "public, max-age=300"})
+    return success(200, keys, request, CACHED)
 
 
 def _unrouted(event: Event, request: str) -> Response:
@@ -113,7 +131,7 @@ def _unrouted(event: Event, request: str) -> Response:
     path, method = str(event["rawPath"]), str(event["requestContext"]["http"]["method"])
     open_route = _OPEN.get(f"GET {path}")
     if method == "HEAD" and open_route is not None:
-        return open_route(event, request) | {"body": ""}
+        return open_route(event, request) | {"body": "", "isBase64Encoded": False}
     # A mistyped request for an image hears that it cost nothing.
     headers = {"X-Credits-Charged": "0"}
     allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
@@ -212,6 +230,7 @@ def _timestamp(epoch_s: float, precision: str) -> str:
 _OPEN: dict[str, Callable[[Event, str], Response]] = {
     "GET /": _docs,
     "GET /openapi.json": _openapi,
+    "GET /llms.txt": _reference,
     "GET /healthz": _health,
     "GET /.well-known/jwks.json": _jwks,
 }

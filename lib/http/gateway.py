@@ -7,7 +7,10 @@ headers: the service never sees them, or does not see that its own answer was dr
 
 from dataclasses import dataclass
 
-__all__ = ["GATEWAY_ANSWERS", "REPEAT_WITH_KEY", "GatewayAnswer"]
+__all__ = ["GATEWAY_ANSWERS", "GATEWAY_EXAMPLE", "REPEAT_WITH_KEY", "GatewayAnswer"]
+
+GATEWAY_EXAMPLE = "api_gateway"
+"""The name of the example of such an answer in the OpenAPI document, where others are codes."""
 
 REPEAT_WITH_KEY = (
     "Repeat the request with the same `Idempotency-Key`: if the first one was charged, the "
@@ -29,6 +32,13 @@ class GatewayAnswer:
     should_retry: bool
     advice: str
     wait: str = ""
+
+    @property
+    def costs(self) -> str:
+        """What the answer says about credits, as a sentence."""
+        if self.is_free:
+            return "It costs nothing: the service never saw the request."
+        return f"Whether it was charged is unknown. {REPEAT_WITH_KEY}"
 
 
 GATEWAY_ANSWERS: tuple[GatewayAnswer, ...] = (

@@ -277,6 +277,11 @@ _CREDITS = Section(
             "price) and `creditsRemaining` (the balance). Nothing was held, and nothing was sent "
             "to the model. Whole images only: a balance of 2 buys none."
         ),
+        Code(
+            "json",
+            '{"error": "Insufficient credits", '
+            f'"creditsRequired": {CREDITS_PER_IMAGE}, "creditsRemaining": 2}}',
+        ),
         (
             "A refund puts the credits back into the same balance before the response is sent, or "
             f"within {REFUNDED_WITHIN_S // 60} minutes."

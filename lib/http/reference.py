@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lib.http.gateway import GATEWAY_EXAMPLE
 from lib.http.guide import Guide
 from lib.http.outcomes import FIRST_ERROR, Outcome, outcomes
 from lib.http.text import Block, Bullets, Code, Section, Table
@@ -119,16 +120,18 @@ def _success(status: int, response: Mapping[str, Any], schemas: Mapping[str, Any
     headers = ", ".join(f"`{name}`" for name in response["headers"])
     form = "" if media_type in {"", "application/json"} else f" Form: `{media_type}`."
     yield f"**{status}**: {response['description']}.{form} Headers: {headers}."
-    if "schema" in content:
+    if "$ref" in content.get("schema", {}):
         yield _fields(content["schema"], schemas)
     for example in content.get("examples", {}).values():
-        yield _json(example["value"])
+        value = example["value"]
+        yield f"```text\n{value}\n```" if isinstance(value, str) else _json(value)
 
 
 def _error_codes(status: int, response: Mapping[str, Any]) -> list[str]:
     if status < FIRST_ERROR:
         return []
-    return [f"{status} `{code}`" for code in response["content"]["application/json"]["examples"]]
+    examples = response["content"]["application/json"]["examples"]
+    return [f"{status} `{code}`" for code in examples if code != GATEWAY_EXAMPLE]
 
 
 def _outcome(outcome: Outcome) -> tuple[str, ...]:
@@ -156,8 +159,7 @@ def _fields(
     for name, field in schema["properties"].items():
         presence = "required" if of_a_request else "always"
         if name not in schema.get("required", ()):
-            default = field.get("default")
-            presence = f"default `{default}`" if default else "optional"
+            presence = "optional"
         elif {"type": "null"} in field.get("anyOf", ()):
             presence = "always, may be null"
         rows.append((f"`{name}`", _type(field), presence, field.get("description", "")))

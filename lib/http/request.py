@@ -5,6 +5,7 @@ not buy a square.
 """
 
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from difflib import get_close_matches
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +15,7 @@ from lib.errors import InvalidRequest
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.picture.aspect_ratio import AspectRatio
 
-__all__ = ["GenerateRequest", "parse_generate_request"]
+__all__ = ["VISIBLE_PATTERN", "GenerateRequest", "parse_generate_request"]
 
 
 # What other image APIs call the ratio, where the spelling gives no hint.
@@ -25,12 +26,15 @@ MAX_FIELD_NAME_CHARACTERS = 64
 # White space, control characters, the code points that Unicode tells renderers to ignore
 # (DerivedCoreProperties.txt, Default_Ignorable_Code_Point), and the empty braille pattern.
 _INVISIBLE = (
-    "\\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    r"\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
 )
-# One expression for the code and for the OpenAPI document.
-_VISIBLE = re.compile(f"[^{_INVISIBLE}]")
+_INVISIBLE_ASTRAL = r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+_VISIBLE = re.compile(f"[^{_INVISIBLE}{_INVISIBLE_ASTRAL}]")
+# For the OpenAPI document. Many validators run it without the flag ``u``, where a range of code
+# points over U+FFFF is a syntax error, so a prompt of nothing but those is refused by the code
+# alone.
+VISIBLE_PATTERN = f"[^{_INVISIBLE}]"
 
 
 class GenerateRequest(BaseModel):
@@ -41,9 +45,9 @@ class GenerateRequest(BaseModel):
     prompt: str = Field(
         min_length=1,
         max_length=MAX_PROMPT_CHARACTERS,
-        description="Description of the image, in plain language",
+        description="Description of the image, in plain language, with a visible character",
         # A prompt without a visible character is rejected like an empty one.
-        json_schema_extra={"pattern": _VISIBLE.pattern},
+        json_schema_extra={"pattern": VISIBLE_PATTERN},
     )
     aspectRatio: AspectRatio = Field(  # noqa: N815 - the name of the JSON field
         default=AspectRatio.SQUARE, description="Aspect ratio of the image, width to height"
@@ -63,6 +67,9 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
     Raises:
         InvalidRequest: with one sentence that tells the customer what to change.
     """
+    if b"\x00" in body[:2] or body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        sentence = "The request body must be UTF-8 text, not UTF-16 or UTF-32"
+        raise InvalidRequest("invalid_encoding", sentence)
     try:
         # PowerShell puts a byte order mark before JSON.
         text = body.decode("utf-8").removeprefix("\ufeff")
