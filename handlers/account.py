@@ -7,11 +7,12 @@ request for the docs page or OpenAPI loads the rest.
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from handlers.authentication import Act, answer, named_generation
 from handlers.dependencies import Dependencies, dependencies
-from handlers.documents import as_document
+from handlers.documents import KEPT, as_document
 from handlers.http import (
     Event,
     Response,
@@ -77,24 +78,32 @@ def _health(_event: Event, request: str) -> Response:
 
 
 def _openapi(event: Event, request: str) -> Response:
-    from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
-
-    document = openapi(_public_url(event), dependencies().settings.support_url)
-    return as_document(event, success(200, document, request, CACHED))
+    written = _openapi_text(_public_url(event), dependencies().settings.support_url)
+    headers = {"Content-Type": "application/json", **CACHED}
+    return as_document(event, text(200, written, request, headers))
 
 
 def _reference(event: Event, request: str) -> Response:
+    settings = dependencies().settings
+    written = _reference_text(_public_url(event), settings.support_url, settings.gemini_model)
+    headers = {"Content-Type": "text/markdown; charset=utf-8", **CACHED}
+    return as_document(event, text(200, written, request, headers))
+
+
+@lru_cache(maxsize=KEPT)
+def _openapi_text(url: str, support_url: str | None) -> str:
+    from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
+
+    return json_text(openapi(url, support_url))
+
+
+@lru_cache(maxsize=KEPT)
+def _reference_text(url: str, support_url: str | None, model: str) -> str:
     from lib.http.guide import guide  # noqa: PLC0415 - as above
     from lib.http.openapi import openapi  # noqa: PLC0415 - as above
     from lib.http.reference import reference  # noqa: PLC0415 - as above
 
-    settings = dependencies().settings
-    written = reference(
-        openapi(_public_url(event), settings.support_url),
-        guide(settings.support_url, settings.gemini_model),
-    )
-    headers = {"Content-Type": "text/markdown; charset=utf-8", **CACHED}
-    return as_document(event, text(200, written, request, headers))
+    return reference(openapi(url, support_url), guide(support_url, model))
 
 
 def _docs(event: Event, request: str) -> Response:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from handlers.http import Event, Response, header
 
-__all__ = ["as_document"]
+__all__ = ["KEPT", "as_document"]
 
 # What differs is the host name under which the service was asked.
 KEPT = 16

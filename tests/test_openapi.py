@@ -1,5 +1,9 @@
-"""The OpenAPI document is valid, describes what is deployed, and matches the responses."""
+"""The OpenAPI document is valid, describes what is deployed, and matches the responses.
 
+It is served as the docs page and ``/llms.txt`` are: compressed, and once.
+"""
+
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +15,16 @@ from openapi_spec_validator import validate
 from infra.local.stack import LocalStack
 from infra.template import DEFAULT_ROUTE, Template
 from lib import errors
+from lib.http.contract import OPERATIONS
+from lib.http.guide import guide
+from lib.http.outcomes import EXPLANATIONS
 from tests.customer import GENERATE, fetch
 from tests.strict_openapi import strict
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
-    with LocalStack(latency_s=0) as running:
+    with LocalStack(latency_s=0, throttled=False) as running:
         yield running
 
 
@@ -168,3 +175,68 @@ def test_a_browser_may_read_every_described_header(document: dict[str, Any]) -> 
     described = {header.lower() for header in document["components"]["headers"]}
     # A browser uses these two by itself.
     assert described - {"www-authenticate", "etag"} <= exposed
+
+
+# How documents are served
+
+DOCUMENTS = ("/", "/openapi.json", "/llms.txt")
+every_document = pytest.mark.parametrize("path", DOCUMENTS)
+# Only the client's own request differs.
+OF_A_REQUEST = {"x-request-id", "apigw-requestid", "date", "content-length"}
+
+
+@every_document
+def test_a_client_that_reads_gzip_gets_a_third_of_the_bytes(stack: LocalStack, path: str) -> None:
+    plain = fetch(stack.url + path)
+    packed = fetch(stack.url + path, headers={"Accept-Encoding": "gzip, deflate, br"})
+
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) / 3
+    for answer in (plain, packed):
+        assert answer.headers["vary"] == "Accept-Encoding"
+        assert answer.headers["etag"] == plain.headers["etag"]
+        assert answer.headers["content-type"] == plain.headers["content-type"]
+
+
+@every_document
+def test_a_document_is_not_sent_again_to_a_client_that_has_it(stack: LocalStack, path: str) -> None:
+    first = fetch(stack.url + path)
+    tag = first.headers["etag"]
+    again = fetch(stack.url + path, headers={"If-None-Match": tag, "Accept-Encoding": "gzip"})
+    other = fetch(stack.url + path, headers={"If-None-Match": f'W/"0", {tag[:-2]}x"'})
+
+    assert (again.status, again.body) == (304, b"")
+    assert again.headers["etag"] == tag
+    assert again.headers["cache-control"] == first.headers["cache-control"]
+    assert "content-encoding" not in again.headers
+    assert (other.status, other.body) == (200, first.body)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, "/healthz", "/.well-known/jwks.json"])
+def test_head_answers_as_get_without_the_body(stack: LocalStack, path: str) -> None:
+    headers = {"Accept-Encoding": "gzip"}
+    got, head = (fetch(stack.url + path, method, None, headers) for method in ("GET", "HEAD"))
+
+    assert (head.status, head.body) == (got.status, b"")
+    assert {name: head.headers.get(name) for name in got.headers if name not in OF_A_REQUEST} == {
+        name: value for name, value in got.headers.items() if name not in OF_A_REQUEST
+    }
+
+
+def test_the_reference_as_text_has_every_route_error_and_section(stack: LocalStack) -> None:
+    answer = fetch(f"{stack.url}/llms.txt")
+    written = answer.body.decode()
+
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert written.startswith("# Gemini Generate")
+    assert written.split("\n\n")[1].startswith("> ")
+    assert stack.url in written
+    for operation in OPERATIONS:
+        assert f"`{operation.method} {operation.path}`" in written
+    for code, explained in EXPLANATIONS.items():
+        assert f"`{code}`" in written
+        assert explained.when in written
+    for section in guide():
+        assert f"## {section.title}\n" in written

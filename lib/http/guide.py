@@ -107,7 +107,8 @@ def _access(support_url: str | None) -> Section:
             ),
             (
                 "Quote the `X-Request-Id` of a response when you ask for help: it names the "
-                "request in the logs of the service."
+                "request in the logs of the service. An answer that API Gateway gave by itself has "
+                "`Apigw-Requestid` instead."
             ),
         ),
     )

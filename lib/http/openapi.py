@@ -113,7 +113,7 @@ def _open(schema: dict[str, Any]) -> None:
 def _described_request(properties: dict[str, Any]) -> None:
     """Says of a request's fields what pydantic's schema does not."""
     # Any value is accepted, and none is documented.
-    properties["model"].pop("default")
+    properties["model"].pop("default", None)
     # A null aspectRatio means the default. Generators make a field with a default a required one,
     # so it is a sentence here.
     ratio = properties["aspectRatio"]

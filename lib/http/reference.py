@@ -173,7 +173,7 @@ def _type(field: Mapping[str, Any]) -> str:
         return " or ".join(_type(each) for each in field["anyOf"] if each.get("type") != "null")
     if "$ref" in field:
         return "string"
-    kind = str(field["type"])
+    kind = str(field.get("type", "any"))
     return {"integer": "number", "array": "list"}.get(kind, kind)
 
 

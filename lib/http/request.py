@@ -55,7 +55,6 @@ class GenerateRequest(BaseModel):
     model: object = Field(
         default=None,
         description="Accepted from clients of other image APIs, and ignored",
-        json_schema_extra={"type": "string"},
     )
 
 

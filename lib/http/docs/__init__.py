@@ -174,7 +174,8 @@ def _type_of(field: Mapping[str, Any]) -> str:
         return " or ".join(_type_of(kind) for kind in kinds if kind.get("type") != "null")
     if "$ref" in field:
         return "one of ten"
-    return "number" if field["type"] == "integer" else str(field["type"])
+    kind = str(field.get("type", "any"))
+    return "number" if kind == "integer" else kind
 
 
 def _parameter_rows(parameters: Iterable[Mapping[str, Any]]) -> str:
