@@ -6,7 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Fence", "Markdown"]
+from lib.http.reference import table
+
+__all__ = ["Fence", "Markdown", "table"]
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
