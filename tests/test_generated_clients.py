@@ -166,11 +166,19 @@ def call_of(operation: Operation, client: str) -> str:
     return form.format(
         name=operation.name,
         address=f"get{operation.name[0].upper()}{operation.name[1:]}Url",
-        arguments="id" if "{id}" in operation.path else "",
+        arguments=path_id(operation) if "{id}" in operation.path else "",
         method=operation.method,
         path=operation.path,
         options=options_of(operation, client),
     )
+
+
+def path_id(operation: Operation) -> str:
+    """What stands for ``{id}``: a generation, or the example of anything else."""
+    if operation.path.startswith(GENERATIONS):
+        return "id"
+    (example,) = (each["example"] for each in operation.parameters if each["in"] == "path")
+    return json.dumps(example)
 
 
 def query_of(operation: Operation) -> dict[str, object] | None:
@@ -184,13 +192,13 @@ def options_of(operation: Operation, client: str) -> str:
     """What the client's function takes for this operation."""
     query = query_of(operation)
     given = {
-        "path": "{ id }" if "{id}" in operation.path else None,
+        "path": f"{{ id: {path_id(operation)} }}" if "{id}" in operation.path else None,
         "query": None if query is None else json.dumps(query),
-        "body": json.dumps(EXAMPLE_REQUEST) if operation.body else None,
+        "body": json.dumps(operation.example) if operation.body else None,
         "parseAs": None if operation.responses[0].media_type == JSON else '"text"',
     }
     if client == "orval":
-        first = "id" if given["path"] else None
+        first = path_id(operation) if given["path"] else None
         needed = (first, given["body"], given["query"], "{ headers }")
         return ", ".join(each for each in needed if each is not None)
     named = {name: text for name, text in given.items() if text is not None}
@@ -264,8 +272,8 @@ def call(task, **options):
     arguments = {}
     if task["body"]:
         arguments["body"] = getattr(models, task["body"]).from_dict(task["example"])
-    if "{id}" in task["path"]:
-        arguments["id"] = os.environ["ID"]
+    if task["id"]:
+        arguments["id"] = os.environ["ID"] if task["id"] == "id" else json.loads(task["id"])
     arguments |= task["query"] or {}
     return FUNCTIONS[snake(task["name"])].sync_detailed(client=client, **arguments)
 def answering(status, body):
@@ -311,7 +319,8 @@ def test_a_client_in_python_calls_every_route_and_survives_every_answer(
         {
             "name": each.name,
             "path": each.path,
-            "example": dict(EXAMPLE_REQUEST),
+            "example": each.example,
+            "id": path_id(each) if "{id}" in each.path else None,
             "body": each.body and each.body.__name__,
             "query": query_of(each),
             "gateway": [(own.status, {"message": own.message}) for own in GATEWAY_ANSWERS],

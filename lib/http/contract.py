@@ -67,6 +67,23 @@ _BAD_REQUESTS: tuple[ServiceError, ...] = (
 )
 _FAILURES: tuple[ServiceError, ...] = tuple(kind() for kind in GenerationFailed.__subclasses__())
 
+_IDEMPOTENCY_KEY: dict[str, object] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "A unique string that you choose for this image. Within 24 hours, a request with "
+        "the same key and body returns the same image and costs nothing."
+    ),
+    "schema": {
+        "type": "string",
+        "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+        "minLength": 1,
+        "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
+    },
+    "example": "order-1042",
+}
+
 _GENERATE = Operation(
     method="POST",
     path="/api/v1/models/gemini/generate",
@@ -83,22 +100,7 @@ _GENERATE = Operation(
         "request with the same Idempotency-Key."
     ),
     parameters=(
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "required": False,
-            "description": (
-                "A unique string that you choose for this image. Within 24 hours, a request with "
-                "the same key and body returns the same image and costs nothing."
-            ),
-            "schema": {
-                "type": "string",
-                "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
-                "minLength": 1,
-                "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
-            },
-            "example": "order-1042",
-        },
+        _IDEMPOTENCY_KEY,
         {
             "name": "Prefer",
             "in": "header",
@@ -112,6 +114,7 @@ _GENERATE = Operation(
         },
     ),
     body=GenerateRequest,
+    example=EXAMPLE_REQUEST,
     responses=(
         ResponseSpec(
             200,

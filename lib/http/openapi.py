@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lib.errors import BodyTooLarge
-from lib.http.contract import EXAMPLE_REQUEST, OPERATIONS
+from lib.http.contract import OPERATIONS
 from lib.http.gateway import GATEWAY_ANSWERS, GATEWAY_EXAMPLE, GatewayAnswer
 from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS, GatewayResponse
 from lib.http.outcomes import EXPLANATIONS
@@ -90,7 +90,8 @@ def _schemas() -> dict[str, Any]:
     for name, schema in schemas.items():
         if name not in requests and "properties" in schema:
             _open(schema)
-    _described_request(schemas["GenerateRequest"]["properties"])
+    for name in requests:
+        _without_defaults(schemas[name]["properties"])
     return schemas
 
 
@@ -110,16 +111,16 @@ def _open(schema: dict[str, Any]) -> None:
             field["examples"] = values
 
 
-def _described_request(properties: dict[str, Any]) -> None:
-    """Says of a request's fields what pydantic's schema does not."""
-    # Any value is accepted, and none is documented.
-    properties["model"].pop("default", None)
-    # A null aspectRatio means the default. Generators make a field with a default a required one,
-    # so it is a sentence here.
-    ratio = properties["aspectRatio"]
-    default = ratio.pop("default")
-    ratio["description"] += f"; `{default}` if it is absent or null"
-    ratio["anyOf"] = [{"$ref": ratio.pop("$ref")}, {"type": "null"}]
+def _without_defaults(properties: dict[str, Any]) -> None:
+    """Says in the description of a request's field what it is by default.
+
+    Generators make a field with a default a required one. A null field counts as missing.
+    """
+    for field in properties.values():
+        default = field.pop("default", None)
+        if default is not None:
+            field["description"] += f"; `{default}` if it is absent or null"
+            field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
 
 
 def _models() -> Iterable[type[object]]:
@@ -165,7 +166,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
             "content": {
                 JSON: {
                     "schema": {"$ref": _SCHEMAS + operation.body.__name__},
-                    "example": dict(EXAMPLE_REQUEST),
+                    "example": dict(operation.example or {}),
                 }
             },
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 from lib.deadline import RATE_WINDOW_S
 from lib.errors import InvalidRequest, MethodNotAllowed, ServiceError
-from lib.http.gateway import GATEWAY_ANSWERS, GATEWAY_EXAMPLE, REPEAT_WITH_KEY
+from lib.http.gateway import GATEWAY_ANSWERS, REPEAT_WITH_KEY
 from lib.http.models import MAX_BODY_BYTES, MAX_PAGE, MAX_PROMPT_CHARACTERS
 from lib.ledger.order import CREDITS_PER_IMAGE
 
@@ -274,7 +274,7 @@ def outcomes(document: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _sentences(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """The public sentence of each status and error code of any route."""
+    """The public sentence of each status and error code, of the routes with this form of error."""
     found = {}
     for methods in document["paths"].values():
         for operation in methods.values():
@@ -283,8 +283,8 @@ def _sentences(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
                     continue
                 for code, example in response["content"]["application/json"]["examples"].items():
                     body = example["value"]
-                    if code != GATEWAY_EXAMPLE:
-                        found[status, code] = body.get("message", body.get("error"))
+                    if isinstance(body.get("error"), str):
+                        found[status, code] = body.get("message", body["error"])
     # It belongs to no operation: the routes that exist accept their methods.
     other = MethodNotAllowed
     return found | {(str(other.status), other.code): other.error}

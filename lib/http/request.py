@@ -15,7 +15,7 @@ from lib.errors import InvalidRequest
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.picture.aspect_ratio import AspectRatio
 
-__all__ = ["VISIBLE_PATTERN", "GenerateRequest", "parse_generate_request"]
+__all__ = ["VISIBLE", "VISIBLE_PATTERN", "GenerateRequest", "parse_generate_request"]
 
 
 # What other image APIs call the ratio, where the spelling gives no hint.
@@ -30,7 +30,7 @@ _INVISIBLE = (
     r"\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
 )
 _INVISIBLE_ASTRAL = r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-_VISIBLE = re.compile(f"[^{_INVISIBLE}{_INVISIBLE_ASTRAL}]")
+VISIBLE = re.compile(f"[^{_INVISIBLE}{_INVISIBLE_ASTRAL}]")
 # For the OpenAPI document. Many validators run it without the flag ``u``, where a range of code
 # points over U+FFFF is a syntax error, so a prompt of nothing but those is refused by the code
 # alone.
@@ -90,7 +90,7 @@ def _validated(fields: dict[str, object]) -> GenerateRequest:
         InvalidRequest: as above.
     """
     prompt = fields.get("prompt")
-    if not isinstance(prompt, str) or _VISIBLE.search(prompt) is None:
+    if not isinstance(prompt, str) or VISIBLE.search(prompt) is None:
         raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InvalidRequest(

@@ -28,7 +28,7 @@ class ResponseSpec:
 class Operation:
     """One route. ``name`` is its ``operationId``; ``parameters`` are OpenAPI parameter objects.
 
-    ``tag`` is one of ``TAGS``.
+    ``tag`` is one of ``TAGS``; ``example`` is one of ``body``.
     """
 
     method: str
@@ -40,6 +40,7 @@ class Operation:
     responses: tuple[ResponseSpec, ...]
     parameters: tuple[Mapping[str, object], ...] = ()
     body: type[object] | None = None
+    example: Mapping[str, object] | None = None
     needs_key: bool = True
 
 
