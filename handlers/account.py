@@ -6,6 +6,7 @@ request for the docs page or OpenAPI loads the rest.
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -37,14 +38,19 @@ from lib.http.models import (
     CreditsResponse,
     GenerationResponse,
     HistoryResponse,
+    KeyUsageResponse,
+    UsageResponse,
     as_body,
     cursor_before,
     parse_history_request,
+    parse_month,
 )
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status
+from lib.ledger.usage import month_of
 from lib.receipts.receipt import RECEIPT_TYPE, payload_of, receipt_of
 from lib.receipts.signer import SigningFailed
+from lib.usage import by_key
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -158,6 +164,32 @@ def _credits(
     return success(200, as_body(CreditsResponse(credits=balance)), request_id(event), {})
 
 
+def _usage(service: Dependencies, organisation: str, event: Event, deadline: Deadline) -> Response:
+    now = datetime.now(UTC)
+    this_month = month_of(now.timestamp())
+    month = parse_month(event.get("queryStringParameters") or {}) or this_month
+    # In a month to come there are no keys yet; a sandbox whose clock is ahead may have counted.
+    records = () if month > this_month else service.key_verifier.records(organisation)
+    keys = [
+        KeyUsageResponse(
+            id=each.id,
+            name=each.name,
+            credits=each.credits,
+            images=each.images,
+            monthlyBudget=each.monthly_budget,
+        )
+        for each in by_key(service.usage(organisation, month, deadline), records, now)
+    ]
+    body = UsageResponse(
+        month=month,
+        credits=sum(each.credits for each in keys),
+        images=sum(each.images for each in keys),
+        keys=keys,
+    )
+    # Null fields are sent too.
+    return success(200, asdict(body), request_id(event), {})
+
+
 def _generation(
     service: Dependencies, organisation: str, event: Event, deadline: Deadline
 ) -> Response:
@@ -245,6 +277,7 @@ _OPEN: dict[str, Callable[[Event, str], Response]] = {
 }
 _ROUTES: dict[str, Act] = {
     "GET /api/v1/billing/credits": _credits,
+    "GET /api/v1/billing/usage": _usage,
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
     "GET /api/v1/generations/{id}/receipt": _receipt,

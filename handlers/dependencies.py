@@ -4,7 +4,7 @@ Each dependency is built on first use and then kept; building one makes no netwo
 builds only what it uses, so the account function never loads google-genai.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ from lib.clients import (
     secrets_manager,
     sqs,
 )
+from lib.deadline import Deadline
 from lib.errors import ModelUnavailable
 from lib.keys.verification import KeyVerifier
 from lib.ledger.ledger import Ledger
 from lib.ledger.table import Table
+from lib.ledger.usage import Usage, usage_of_month
 from lib.limits import OrganisationLimit, read_limit, unpaid_limit
 from lib.observability import Telemetry
 from lib.picture.storage import Images, ObjectStore, public_url
@@ -63,13 +65,17 @@ class Dependencies:
 
     @cached_property
     def unpaid_limit(self) -> OrganisationLimit:
-        """The limit on an organisation's generate requests that buy nothing."""
+        """The limit on a key's generate requests that buy nothing."""
         return unpaid_limit()
 
     @cached_property
     def ledger(self) -> Ledger:
         """The credits table, as requests see it."""
         return Ledger(self._table)
+
+    def usage(self, organisation: str, month: str, deadline: Deadline) -> Iterator[Usage]:
+        """What the organisation's API keys spent in a month such as ``2026-11``."""
+        return usage_of_month(self._table, organisation, month, deadline)
 
     @cached_property
     def accounts(self) -> "Accounts":

@@ -23,7 +23,7 @@ from lib.generation import Accepted, Finished
 from lib.http.models import AcceptedResponse, GenerateResponse, as_body, parse_idempotency_key
 from lib.http.request import parse_generate_request
 from lib.keys.verification import VerifiedKey
-from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
 from lib.observability import Observation
 
 if TYPE_CHECKING:
@@ -73,9 +73,13 @@ def respond(
 def _outcome(
     service: Dependencies, event: Event, deadline: Deadline, observation: Observation
 ) -> Finished | Accepted:
-    """Authentication comes before validation. What buys nothing counts against a limit."""
+    """Authentication comes before validation. What buys nothing counts against a limit.
+
+    Each key has its own: a program that goes on when its budget is used up stops no other.
+    """
     key = authenticate(service, event, observation)
-    service.unpaid_limit.check(key.organisation)
+    name = f"{key.organisation} {key.meter}"
+    service.unpaid_limit.check(name)
     try:
         order = _order(service, event, key)
         if order.asynchronous:
@@ -83,10 +87,10 @@ def _outcome(
         else:
             outcome = service.generations.generate(order, deadline, observation)
     except RequestRejected:
-        service.unpaid_limit.count(key.organisation)
+        service.unpaid_limit.count(name)
         raise
     if outcome.replayed:
-        service.unpaid_limit.count(key.organisation)
+        service.unpaid_limit.count(name)
     return outcome
 
 
@@ -103,7 +107,7 @@ def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
         request.prompt,
         request.aspectRatio,
         idempotency_key,
-        key_id=key.id,
+        spender=Spender(key.id, key.meter, key.monthly_budget),
         asynchronous=service.jobs.has_queue and prefers_async(event),
         model=service.settings.gemini_model,
     )

@@ -60,37 +60,40 @@ class TokenBuckets:
 
 
 class OrganisationLimit:
-    """A limit for each organisation; ``policy`` is its name in ``RateLimit-Policy``."""
+    """A limit for each organisation, or each of its keys, by name.
+
+    ``policy`` is the limit's name in ``RateLimit-Policy``.
+    """
 
     def __init__(self, policy: str, buckets: TokenBuckets) -> None:
         self._policy = policy
         self._buckets = buckets
 
-    def admit(self, organisation: str) -> None:
+    def admit(self, name: str) -> None:
         """Counts a request.
 
         Raises:
-            RateLimited: the organisation has used up its limit; the request is not counted.
+            RateLimited: the limit is used up; the request is not counted.
         """
-        if not self._buckets.take(organisation):
-            raise self._refusal(organisation)
+        if not self._buckets.take(name):
+            raise self._refusal(name)
 
-    def check(self, organisation: str) -> None:
+    def check(self, name: str) -> None:
         """Lets a request pass without counting it.
 
         Raises:
             RateLimited: as above.
         """
-        if self._buckets.wait_s(organisation) > 0:
-            raise self._refusal(organisation)
+        if self._buckets.wait_s(name) > 0:
+            raise self._refusal(name)
 
-    def count(self, organisation: str) -> None:
+    def count(self, name: str) -> None:
         """Counts a request that has passed."""
-        self._buckets.take(organisation)
+        self._buckets.take(name)
 
-    def _refusal(self, organisation: str) -> RateLimited:
+    def _refusal(self, name: str) -> RateLimited:
         per_minute = round(self._buckets.per_s * 60)
-        retry_after_s = max(1, math.ceil(self._buckets.wait_s(organisation)))
+        retry_after_s = max(1, math.ceil(self._buckets.wait_s(name)))
         return RateLimited(per_minute, retry_after_s, self._policy)
 
 
@@ -100,5 +103,5 @@ def read_limit(clock: Callable[[], float] = time.time) -> OrganisationLimit:
 
 
 def unpaid_limit(clock: Callable[[], float] = time.time) -> OrganisationLimit:
-    """The limit on generate requests that buy nothing: refusals and replays."""
+    """The limit on a key's generate requests that buy nothing: refusals and replays."""
     return OrganisationLimit("unpaid", TokenBuckets(UNPAID_PER_S, UNPAID_AT_ONCE, clock))

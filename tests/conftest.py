@@ -51,8 +51,8 @@ def new_world(engine: Engine) -> Iterator[Callable[..., World]]:
     """Makes worlds on the engine; they are closed after the test."""
     with ExitStack() as worlds:
 
-        def new(credits_: int = 100, rate_limit: int = 60) -> World:
-            return worlds.enter_context(World(engine, credits_, rate_limit))
+        def new(credits_: int = 100, rate_limit: int = 60, budget: int | None = 1_000) -> World:
+            return worlds.enter_context(World(engine, credits_, rate_limit, budget))
 
         yield new
 

@@ -30,6 +30,7 @@ from tests.stacks import new_stack
 
 GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"
+USAGE = "/api/v1/billing/usage"
 GENERATIONS = "/api/v1/generations"
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 TEXT, BASE64 = "application/json", "application/octet-stream"

@@ -41,6 +41,7 @@ FOUND = AUDIT + "test_what_the_audit_finds_at_rest_it_finds_beside_requests[moto
 IMAGES = AUDIT + "test_images_that_are_missing_or_should_not_be_there_are_found[moto-"
 JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
+KEYS = "tests/test_keys.py::"
 RECEIPTS = "tests/test_receipts.py::"
 HERE = "[handlers in this process]"
 ALARMS = "tests/test_alarms.py::"
@@ -81,6 +82,8 @@ class Mutant:
 
 in_reservation = partial(Mutant, "lib/ledger/reservation.py")
 in_ledger = partial(Mutant, "lib/ledger/ledger.py")
+in_usage = partial(Mutant, "lib/ledger/usage.py")
+in_key_ring = partial(Mutant, "lib/keys/key_ring.py")
 in_rows = partial(Mutant, "lib/ledger/rows.py")
 in_endings = partial(Mutant, "lib/ledger/endings.py")
 in_accounts = partial(Mutant, "lib/ledger/accounts.py")
@@ -193,6 +196,76 @@ MUTANTS = (
         LEDGER + "test_a_minute_that_no_clock_can_have_opened_yet_is_replaced[moto]",
         "OR rateWindow > :latest",
         "AND rateWindow < :latest",
+    ),
+    # Usage and budgets
+    in_usage(
+        "count without checking the budget",
+        ORDERS + "[two requests for the last of a budget]",
+        'within_budget = "credits <= :room"',
+        'within_budget = "(credits <= :room OR credits > :room)"',
+    ),
+    in_usage(
+        "count a price above the budget in a month without usage",
+        LEDGER + "test_a_key_spends_its_budget_and_no_credit_more[moto-4-0]",
+        "if room >= 0:",
+        "if room >= -5:",
+    ),
+    in_usage(
+        "do not count a refund",
+        ORDERS + "[the reconciler's refund and a request on one budget]",
+        'return [{"Update": update}]',
+        "return []",
+        after="def take_back(",
+    ),
+    in_ledger(
+        "do not count a refund that gives its place back",
+        CRASHES + "[failure: ModelOverloaded]",
+        '{"Update": pay_back}, *usage]',
+        '{"Update": pay_back}]',
+    ),
+    in_usage(
+        "count in the month of the write",
+        LEDGER + "test_a_request_counts_in_the_month_of_its_creation_wherever_it_ends[moto]",
+        "month_of(generation.created_ms // 1000)",
+        'month_of(__import__("time").time())',
+    ),
+    in_reservation(
+        "refuse a request for the budget of the month that it has left",
+        LEDGER
+        + "test_a_request_that_moves_into_the_next_month_spends_from_that_months_budget[moto]",
+        " and _month(following.generation) == _month(mine)",
+        "",
+    ),
+    in_handler(
+        "give a rotated key a budget of its own",
+        "tests/test_history.py::test_the_usage_of_a_month_is_in_all_and_by_key" + HERE,
+        "Spender(key.id, key.meter,",
+        "Spender(key.id, key.id,",
+    ),
+    in_key_ring(
+        "rotate a key without its budget",
+        KEYS + "test_a_rotated_key_spends_from_the_budget_of_the_key_that_it_replaces",
+        '"monthlyBudget": newest.monthly_budget,',
+        "",
+    ),
+    in_key_ring(
+        "rotate a key without its meter",
+        KEYS + "test_a_rotated_key_spends_from_the_budget_of_the_key_that_it_replaces",
+        '"meter": newest.meter,',
+        "",
+    ),
+    in_key_ring(
+        "continue any of several budgets with one key",
+        KEYS + "test_a_rotation_of_all_keys_continues_one_budget_or_is_refused",
+        "if has_budgets and",
+        "if not live and",
+    ),
+    Mutant(
+        "lib/keys/records.py",
+        "lift a budget that can't be read",
+        KEYS + "test_a_record_without_a_usable_budget_does_not_authenticate",
+        "if not (budget is None or is_budget(budget)) or not is_meter(meter):",
+        "if not is_meter(meter):",
     ),
     # Settle and refund
     in_ledger(
@@ -556,6 +629,24 @@ MUTANTS = (
         LONG_AND_BUSY,
         "min(known.most, most)",
         "max(known.most, most)",
+    ),
+    in_audit(
+        "do not look at usage that no generation has",
+        FOUND + "usage of a key that made nothing]",
+        "rows.keys() | after.keys()",
+        "rows.keys()",
+    ),
+    in_audit(
+        "do not compare a usage row with its counters",
+        FOUND + "usage that does not add up]",
+        "each.credits != counted",
+        "each.credits < 0",
+    ),
+    in_audit(
+        "count every generation for the account alone",
+        FOUND + "usage lost]",
+        "(ACCOUNT,) if row.meter is None else (ACCOUNT, row.meter)",
+        "(ACCOUNT,)",
     ),
     in_audit(
         "take the first window's word",

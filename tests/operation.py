@@ -42,6 +42,7 @@ __all__ = ["R2_KEY_ID", "Invocation", "Need", "Recording", "recorded"]
 
 GENERATE = "POST /api/v1/models/gemini/generate"
 CREDITS = "GET /api/v1/billing/credits"
+USAGE = "GET /api/v1/billing/usage"
 HISTORY = "GET /api/v1/generations"
 ONE = "GET /api/v1/generations/{id}"
 DELETE = "DELETE /api/v1/generations/{id}"
@@ -198,6 +199,7 @@ class _Driver:
         self._generate("A bear", 422, idempotency_key="one")
         self._generate("", 400)
         self._read(CREDITS, 200)
+        self._read(USAGE, 200)
         self._read("GET /healthz", 200)
         self._key = new_key("unknown")
         self._generate("A fox", 401)

@@ -5,6 +5,7 @@ Their surroundings fail too: clocks that differ, an index of due rows that lags,
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,12 @@ from lib.errors import (
     GenerationReserved,
     ImageDeleted,
     InsufficientCredits,
+    KeyBudgetExhausted,
     ServiceError,
 )
 from lib.generation import Accepted, Finished
 from lib.ledger.rows import Status
+from lib.ledger.usage import month_of
 from tests.engines import Engine
 from tests.reporting import Tried, tally
 from tests.schedules import Actor, Explorer, Scene
@@ -40,6 +43,9 @@ MODEL = 1
 ask, accept, reconcile = World.request, World.accept, World.reconcile
 delete = World.delete
 ask_with_key, accept_with_key = partial(ask, key=KEY), partial(accept, key=KEY)
+
+
+ask_after_rotation = partial(ask, api_key="key_2")
 
 
 def reconcile_later(world: World, process: Sandbox) -> Any:
@@ -166,6 +172,28 @@ def at_most_one_got_it(world: World, answers: dict[str, Any]) -> None:
     assert len(charged) <= 1
 
 
+def within_the_budget(world: World, answers: dict[str, Any]) -> None:
+    """The budget pays for one image: who gets none is told so, unless it failed by itself."""
+    sound(world, answers)
+    charged = urls(world, Status.SETTLED)
+    assert len(charged) <= 1
+    assert (world.used(), world.balance()) == (5 * len(charged), 100 - 5 * len(charged))
+    for answer in answers.values():
+        if isinstance(answer, KeyBudgetExhausted):
+            assert answer.remaining == (world.budget or 0) - 5
+
+
+def in_two_months(world: World, answers: dict[str, Any]) -> None:
+    """The new month has its own budget, whatever happens to a request of the old one."""
+    assert not any(isinstance(each, KeyBudgetExhausted) for each in answers.values())
+    sound(world, answers)
+    charged = [each.created_ms for each in world.generations() if each.status is Status.SETTLED]
+    months = [month_of(each / 1000) for each in charged]
+    assert len(months) == len(set(months))
+    for month in (month_of(world.clock() - 86_400), month_of(world.clock())):
+        assert world.used(month) == 5 * months.count(month)
+
+
 def what_is_deleted_is_gone(world: World, answers: dict[str, Any]) -> None:
     """In the end what the customer was told to be deleted is deleted, and its money is sound."""
     every_job_ends(world, answers)
@@ -189,6 +217,14 @@ def abandoned(world: World, *, with_image: bool, key: str | None = None) -> None
     dies_at = SETTLE if with_image else PUT
     assert world.request(world.process(Network(dies_at, Fault.KILLED_BEFORE)), key) is None
     world.let_leases_pass()
+
+
+def abandoned_at_the_months_end(world: World) -> None:
+    now = datetime.fromtimestamp(world.clock(), UTC)
+    begins = now.replace(day=1, hour=0, minute=0) + timedelta(days=32)
+    world.clock.now_s = begins.replace(day=1).timestamp() - 1
+    assert world.request(world.process(Network(PUT, Fault.KILLED_BEFORE))) is None
+    world.clock.sleep(2)
 
 
 def refunded_before(world: World) -> None:
@@ -216,10 +252,11 @@ def _scene(
     credits_: int = 100,
     *,
     new_minute: bool = False,
+    budget: int = 1_000,
 ) -> Callable[[Engine], Scene]:
     def scene(engine: Engine) -> Scene:
         def world() -> World:
-            made = World(engine, credits_)
+            made = World(engine, credits_, budget=budget)
             if new_minute:
                 made.clock.sleep(60)
             prepare(made)
@@ -236,6 +273,29 @@ SCENES = {
     ),
     "two requests for the last credits": _scene(
         (Actor("first", ask), Actor("second", ask)), at_most_one_got_it, credits_=5, new_minute=True
+    ),
+    "two requests for the last of a budget": _scene(
+        (Actor("first", ask), Actor("second", ask)), within_the_budget, budget=9, new_minute=True
+    ),
+    "a key and the one that replaces it, for the last of their budget": _scene(
+        (Actor("old", ask_with_key), Actor("new", ask_after_rotation)), within_the_budget, budget=5
+    ),
+    "a refund and a request on one budget": _scene(
+        (Actor("fails", ask, MODEL, Fault.ERROR_BEFORE), Actor("second", ask)),
+        within_the_budget,
+        budget=5,
+    ),
+    "the reconciler's refund and a request on one budget": _scene(
+        (Actor("reconciler", reconcile), Actor("request", ask)),
+        within_the_budget,
+        prepare=lambda world: abandoned(world, with_image=False),
+        budget=5,
+    ),
+    "a refund after the month's end and a request of the new month": _scene(
+        (Actor("reconciler", reconcile_later), Actor("second", ask)),
+        in_two_months,
+        prepare=abandoned_at_the_months_end,
+        budget=5,
     ),
     "a slow request and the reconciler": _scene(
         (Actor("request", ask), Actor("reconciler", reconcile_later))
@@ -379,6 +439,7 @@ SCENES = {
 }
 # The limit of preemptions where all orders would take minutes.
 SWITCHES = {
+    "a refund after the month's end and a request of the new month": 1,
     "an acceptor in doubt about its message and a worker": 2,
     "a late delivery and the reconciler": 2,
     "a late delivery and the reconciler, which runs again": 2,

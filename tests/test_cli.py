@@ -26,17 +26,19 @@ from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib.deadline import Deadline
 from lib.errors import Unauthorized
+from lib.keys.key_ring import KeyRing
 from lib.keys.verification import KeyVerifier
 from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import Order
+from lib.ledger.order import Order, Spender
 from lib.ledger.rows import Generation, account_key
 from lib.ledger.table import LedgerUnreachable, Table
 from lib.picture.aspect_ratio import AspectRatio
 
 TABLE = "credits"
 PREFIX = "test/orgs/"
+KEY_ID = "key_3fZk0W9xQvTb"
 DOCUMENT = parse(TEMPLATE_PATH.read_text(encoding="utf-8"))
 TEMPLATE = Template(DOCUMENT)
 TARGET = f"Target: table {TABLE}.\n"
@@ -294,9 +296,9 @@ def test_an_issued_key_is_alone_on_standard_output_and_authenticates_until_it_is
     assert twice == once
     assert organisation_of(aws, key) is None
     header, *rows = [line.split() for line in listed.splitlines()]
-    assert header == ["KEY", "NAME", "STATE", "CREATED", "ENDS", "REVOKED"]
+    assert header == ["KEY", "NAME", "STATE", "CREATED", "ENDS", "REVOKED", "BUDGET", "USED"]
     states = {row[0]: (row[1], len(row)) for row in rows}
-    assert states == {key_id: ("dead", 4), other_id: ("live", 3)}
+    assert states == {key_id: ("dead", 5), other_id: ("live", 4)}
     assert key not in issued.err + listed
 
 
@@ -317,11 +319,40 @@ def test_a_rotation_issues_a_key_expires_the_old_one_and_is_safe_to_repeat(
     assert document(run(f"keys list {acme} --json"))["keys"] == keys
 
 
-def test_a_sixth_live_key_is_refused(run: Run, acme: str) -> None:
-    for _ in range(5):
-        assert run(f"keys issue {acme}").status == 0
+def test_a_21st_live_key_is_refused(run: Run, aws: EmbeddedAws, acme: str) -> None:
+    ring = KeyRing(aws.client("secretsmanager"), PREFIX)
+    for _ in range(20):
+        ring.issue(acme)
 
-    assert_failed(run(f"keys issue {acme}"), "5 live keys")
+    assert_failed(run(f"keys issue {acme}"), "20 live keys")
+
+
+def test_a_budget_is_issued_changed_kept_by_a_rotation_and_shown_with_what_is_used(
+    run: Run, funded: str, table: Table
+) -> None:
+    (first, other) = (
+        run(f"keys issue {funded} {more}").err.split()[0]
+        for more in ("--name ci --budget 500", "--name web")
+    )
+    reserve(Ledger(table), funded, "A fox", meter=first)
+    rotated = run(f"keys rotate {funded} {first} --grace-hours 24 --yes").err.split()[0]
+
+    changed = run(f"keys budget {funded} {rotated} 800")
+    keys = document(run(f"keys list {funded} --json"))["keys"]
+    shown = run(f"keys list {funded}").out
+    lifted = document(run(f"keys budget {funded} {first} none --json"))
+    refused = [run(f"keys budget {funded} {first} {each}") for each in ("-- -1", "1e3", "lots")]
+    (used, unused) = document(run(f"usage {funded} --json"))["usage"]
+
+    assert changed.out == f"{rotated} of {funded}: 800 credits a month\n"
+    assert [
+        (each["id"], each["name"], each["monthlyBudget"], each["usedThisMonth"]) for each in keys
+    ] == [(first, "ci", 800, 5), (other, "web", None, 0), (rotated, "ci", 800, 5)]
+    assert re.search(rf"^{first} +ci +live +20\S+Z +20\S+Z +800 +5$", shown, re.MULTILINE)
+    assert (lifted["id"], lifted["monthlyBudget"]) == (first, None)
+    assert [each.status for each in refused] == [2, 2, 2]
+    assert (used["key"], used["name"], used["credits"]) == (rotated, "ci", 5)
+    assert (unused["key"], unused["credits"]) == (other, 0)
 
 
 # Credits
@@ -403,19 +434,20 @@ def test_a_month_is_added_up_as_a_table_as_csv_and_as_json(
     (used,) = document(run(f"usage {funded} --month 2026-11 --format json"))["usage"]
 
     header, row = (line.split() for line in shown.out.splitlines())
-    assert header[2:] == ["IMAGES", "CHARGED", "HELD", "REFUNDS", "REFUNDED"]
-    assert row == [funded, "2026-11", "2", "10", "5", "1", "5"]
+    assert header[2:] == ["KEY", "NAME", "IMAGES", "CREDITS", "REFUNDED", "BUDGET"]
+    assert row == [funded, "2026-11", KEY_ID, "3", "15", "5"]
     assert used == {
         "organisation": funded,
         "month": "2026-11",
-        "images": 2,
-        "charged": 10,
-        "held": 5,
-        "refunds": 1,
+        "key": KEY_ID,
+        "name": None,
+        "images": 3,
+        "credits": 15,
         "refunded": 5,
+        "monthlyBudget": None,
     }
-    assert csv[0] == "organisation,month,images,charged,held,refunds,refunded"
-    assert f"{funded},2026-12,1,5,0,0,0" in csv
+    assert csv[0] == "organisation,month,key,name,images,credits,refunded,monthlyBudget"
+    assert f"{funded},2026-12,{KEY_ID},,1,5,0," in csv
     at(december).refund(held, "timed_out", Deadline(10))
 
 
@@ -716,13 +748,15 @@ def test_a_bug_is_reported_without_quoting_data(run: Run, monkeypatch: pytest.Mo
 # Generations
 
 
-def reserve(ledger: Ledger, organisation: str, prompt: str, lease_s: int = 59) -> Generation:
+def reserve(
+    ledger: Ledger, organisation: str, prompt: str, lease_s: int = 59, meter: str = KEY_ID
+) -> Generation:
     order = Order(
         organisation,
         prompt,
         AspectRatio.LANDSCAPE_16_9,
         idempotency_key=f"key of {prompt}"[:20],
-        key_id="key_3fZk0W9xQvTb",
+        spender=Spender(meter, meter),
     )
     return ledger.reserve(
         order, lambda ms: f"generated/gemini/{organisation}/{ms}.png", Deadline(10), lease_s

@@ -35,6 +35,7 @@ from tests.customer import (
     RATIOS,
     SENTENCE,
     TEXT,
+    USAGE,
     Customer,
     Reply,
     assert_bad_request,
@@ -400,7 +401,7 @@ def key_of(organisation: str, secret: str = SECRET_OF_A_KEY) -> str:
     return head + check
 
 
-def register(stack: LocalStack, **times: str | None) -> Customer:
+def register(stack: LocalStack, **fields: object) -> Customer:
     """A customer with 100 credits whose one key is ``key_of`` it, written by hand."""
     customer = Customer(stack)
     customer.key = key_of(customer.organisation)
@@ -413,7 +414,7 @@ def register(stack: LocalStack, **times: str | None) -> Customer:
     }
     stack.aws.client("secretsmanager").put_secret_value(
         SecretId=os.environ["ORG_SECRET_PREFIX"] + customer.organisation,
-        SecretString=json.dumps({"keys": [entry | times]}),
+        SecretString=json.dumps({"keys": [entry | fields]}),
     )
     return customer
 
@@ -453,8 +454,9 @@ def wrong_credentials(stack: LocalStack, real: Customer) -> list[list[tuple[str,
         ("POST", GENERATE, b'{"prompt": '),
         ("POST", GENERATE, b"x" * (BODY_LIMIT + 1)),
         ("GET", CREDITS, None),
+        ("GET", USAGE, None),
     ],
-    ids=["a good body", "a bad body", "a body over the limit", "the balance"],
+    ids=["a good body", "a bad body", "a body over the limit", "the balance", "the usage"],
 )
 def test_any_wrong_credentials_get_the_same_401(
     stack: LocalStack, customer: Customer, method: str, path: str, body: bytes | None
@@ -483,6 +485,27 @@ def test_a_key_of_the_published_format_is_accepted(stack: LocalStack) -> None:
 
 
 # 402
+
+
+def test_a_key_over_its_monthly_budget_is_a_402_and_other_keys_go_on(stack: LocalStack) -> None:
+    limited = register(stack, name="ci", monthlyBudget=9)
+    paid = limited.generate(idempotency_key="order-1")
+    asked = [limited.generate(), limited.accept(), limited.generate("A fox [fail:safety]")]
+
+    for answer in asked:
+        assert (answer.status, answer.headers["x-error-code"]) == (402, "key_budget_exhausted")
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json() == {
+            "error": "The monthly budget of this API key is used up",
+            "creditsRequired": 5,
+            "creditsRemaining": 4,
+        }
+    assert_replayed(limited.generate(idempotency_key="order-1"), paid)
+    assert limited.balance() == 95
+    # A budget of nothing leaves a key that only reads.
+    assert register(stack, monthlyBudget=0).generate().status == 402
+    (used,) = limited.get(USAGE).json()["keys"]
+    assert (used["name"], used["credits"], used["images"], used["monthlyBudget"]) == ("ci", 5, 1, 9)
 
 
 @pytest.mark.parametrize("credits_", [0, 4])

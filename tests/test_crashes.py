@@ -18,6 +18,7 @@ from lib.errors import (
     GenerationInFlight,
     GenerationReserved,
     ImageDeleted,
+    KeyBudgetExhausted,
     ModelOverloaded,
     ModelTimedOut,
     ModelUnavailable,
@@ -31,7 +32,7 @@ from tests.engines import Engine
 from tests.reporting import Tried, tally
 from tests.world import Fault, Network, Sandbox, World
 
-KEY = "order-1"
+KEY, PRICE = "order-1", 5
 # Calls of a request in an open minute: reserve, generate, put, settle.
 MODEL, SETTLE = 1, 3
 NONE = type(None)
@@ -47,6 +48,7 @@ class Path:
     failure: Exception | None = None
     credits: int = 100
     rate_limit: int = 60
+    budget: int = 1_000
     key: str | None = None
     expected: type = Finished
 
@@ -54,8 +56,9 @@ class Path:
         return self.name
 
     def world(self, engine: Engine) -> World:
-        """The world before the path."""
-        world = World(engine, self.credits, self.rate_limit)
+        """The world before the path: with an idempotency key, the budget pays for one image."""
+        budget = self.budget if self.key is None else PRICE
+        world = World(engine, self.credits, self.rate_limit, budget)
         self.prepare(world)
         return world
 
@@ -162,6 +165,8 @@ PATHS = [
     Path("same key in flight", ask_with_key, in_flight, key=KEY, expected=GenerationInFlight),
     Path("key free again after a refund", ask_with_key, refunded_before, key=KEY),
     Path("no credits", ask, credits=4, expected=RequestRejected),
+    Path("no budget", ask, budget=4, expected=KeyBudgetExhausted),
+    Path("budget used up", ask, a_request_before, budget=9, expected=KeyBudgetExhausted),
     Path("rate limited", ask, a_request_before, rate_limit=1, expected=RequestRejected),
     *(
         Path(
@@ -327,3 +332,4 @@ def _the_retry_gets_one_image(world: World, key: str, where: str) -> None:
     assert charged.idempotency_key == key, where
     assert retried.image_url.endswith(charged.image_key), where
     assert world.balance() == 95, where
+    assert world.used() == PRICE, where

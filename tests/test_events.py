@@ -66,6 +66,7 @@ OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate-refunded": (500, {"message": "Content policy violation"}),
     "credits-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generation-not-found": (404, {"error": "Not found"}),
+    "usage": (200, {"month": "2026-11"}),
     "healthz": (200, {"status": "ok"}),
 }
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -21,11 +21,13 @@ import pytest
 import handlers.account
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
+from lib.keys.key_ring import KeyRing
 from lib.ledger.rows import Generation, Status
 from lib.picture.aspect_ratio import AspectRatio
 from tests.customer import (
     CREDITS,
     GENERATIONS,
+    USAGE,
     Customer,
     Reply,
     assert_bad_request,
@@ -33,6 +35,7 @@ from tests.customer import (
     fetch,
     ledger_unreachable,
     scripted_stack,
+    until,
     wait_for_the_model,
 )
 from tests.stacks import HERE, SLOW_STACKS
@@ -138,6 +141,63 @@ def test_the_balance_is_what_was_granted_less_what_was_charged(
     customer.generate("A fox [fail:safety]")
     customer.ending(customer.accept())
     assert customer.get(CREDITS).json() == {"credits": 90, "creditsPerImage": 5}
+
+
+# Usage
+
+
+def this_month() -> str:
+    return f"{datetime.now(UTC):%Y-%m}"
+
+
+def test_the_usage_of_a_month_is_in_all_and_by_key(stack: LocalStack, customer: Customer) -> None:
+    ring = KeyRing(stack.aws.client("secretsmanager"), os.environ["ORG_SECRET_PREFIX"])
+    (first,) = ring.list(customer.organisation)
+    idle = ring.issue(customer.organisation, name="idle", monthly_budget=500)
+    customer.generate()
+    customer.generate("A fox [fail:safety]")
+    customer.ending(customer.accept())
+    gone = ring.issue(customer.organisation, name="gone")
+    customer.key = gone.key
+    customer.generate()
+    ring.revoke(customer.organisation, gone.id)
+    rotated = ring.rotate(
+        customer.organisation, grace=timedelta(hours=1), key_id=first.id, name="web"
+    )
+    assert rotated is not None
+    customer.key = rotated.key
+    customer.generate()
+    write_many(customer, 30)
+
+    answer = until(lambda: customer.get(USAGE), lambda each: "idle" in each.body.decode())
+
+    names = ("id", "name", "credits", "images", "monthlyBudget")
+    assert answer.json() == {
+        "month": this_month(),
+        "credits": 20,
+        "images": 4,
+        "keys": [
+            dict(zip(names, values, strict=True))
+            for values in (
+                (rotated.id, "web", 15, 3, None),
+                (gone.id, "gone", 5, 1, None),
+                (idle.id, "idle", 0, 0, 500),
+            )
+        ],
+    }
+    assert customer.get(f"{USAGE}?month={this_month()}").json() == answer.json()
+    earlier = customer.get(f"{USAGE}?month=2023-11").json()
+    assert (earlier["month"], earlier["credits"], earlier["images"]) == ("2023-11", 0, 0)
+    assert {each["id"] for each in earlier["keys"]} == {rotated.id, idle.id}
+    future = {"month": "9999-12", "credits": 0, "images": 0, "keys": []}
+    assert customer.get(f"{USAGE}?month=9999-12").json() == future
+
+
+@pytest.mark.parametrize(
+    "month", ["", "2026", "2026-13", "2026-00", "26-11", "2026-11-01", "2026-1", "now", "2026-11 "]
+)
+def test_a_month_that_is_none_is_refused(customer: Customer, month: str) -> None:
+    assert_bad_query(customer.get(f"{USAGE}?month={quote(month)}"), "month")
 
 
 # Authentication

@@ -24,6 +24,7 @@ from moto import mock_aws
 from lib.errors import ServiceUnavailable, Unauthorized
 from lib.keys.format import is_organisation, new_key, parse_key
 from lib.keys.key_ring import (
+    BudgetsDiffer,
     EditLost,
     InvalidArgument,
     IssuedKey,
@@ -114,6 +115,10 @@ class KeyStore:
         """Whether a process with an empty cache accepts each of the keys."""
         keys = [each if isinstance(each, str) else each.key for each in issued]
         return [is_accepted(self.new_verifier(), key) for key in keys]
+
+    def verified(self, issued: IssuedKey) -> VerifiedKey:
+        """What a process with an empty cache knows of the key."""
+        return self.new_verifier().verify(f"Bearer {issued.key}")
 
     def text(self) -> str:
         name = f"{self.prefix}acme"
@@ -262,7 +267,9 @@ def test_a_live_key_authenticates_its_organisation_whatever_the_case_of_the_sche
     store: KeyStore, organisation: str, scheme: str
 ) -> None:
     issued = store.ring.issue(organisation)
-    assert store.verifier.verify(scheme + issued.key) == VerifiedKey(organisation, issued.id)
+    assert store.verifier.verify(scheme + issued.key) == VerifiedKey(
+        organisation, issued.id, meter=issued.id
+    )
 
 
 MALFORMED_HEADERS = {
@@ -575,7 +582,7 @@ def test_concurrent_requests_that_share_a_failed_lookup_all_fail_at_once(store: 
 
 
 def test_issuing_stores_the_hash_and_not_the_key(store: KeyStore) -> None:
-    issued = store.ring.issue("acme", name="ci", expires_at=START + DAY)
+    issued = store.ring.issue("acme", name="ci", expires_at=START + DAY, monthly_budget=500)
 
     assert json.loads(store.text()) == {
         "keys": [
@@ -586,6 +593,7 @@ def test_issuing_stores_the_hash_and_not_the_key(store: KeyStore) -> None:
                 "expiresAt": "2026-11-23T22:10:00Z",
                 "revokedAt": None,
                 "name": "ci",
+                "monthlyBudget": 500,
             }
         ]
     }
@@ -621,11 +629,11 @@ def test_a_key_appears_in_no_repr_log_or_error(
         assert one.key[-49:] not in everything
 
 
-def test_an_organisation_has_at_most_five_live_keys(store: KeyStore) -> None:
+def test_an_organisation_has_at_most_20_live_keys(store: KeyStore) -> None:
     issued = [store.ring.issue("acme", expires_at=START + DAY)]
-    issued += [store.ring.issue("acme") for _ in range(4)]
+    issued += [store.ring.issue("acme") for _ in range(19)]
 
-    with pytest.raises(TooManyLiveKeys, match=r"5 live keys .* revoke one"):
+    with pytest.raises(TooManyLiveKeys, match=r"20 live keys .* revoke one"):
         store.ring.issue("acme")
     assert [stored["id"] for stored in store.stored()] == [one.id for one in issued]
 
@@ -770,13 +778,92 @@ def test_a_rotation_expires_every_old_key_and_makes_one_that_lasts(
     assert store.accepts(*issued, new) == [False, False, True]
 
 
-def test_a_rotation_with_five_live_keys_is_refused_and_says_why(store: KeyStore) -> None:
-    issued = [store.ring.issue("acme") for _ in range(5)]
+def test_a_rotation_with_20_live_keys_is_refused_and_says_why(store: KeyStore) -> None:
+    issued = [store.ring.issue("acme") for _ in range(20)]
     with pytest.raises(TooManyLiveKeys, match="revoke one"):
         store.ring.rotate("acme", grace=DAY)
     store.ring.revoke("acme", issued[0].id)
     rotate(store)
-    assert sum(record.is_live(START) for record in store.ring.list("acme")) == 5
+    assert sum(record.is_live(START) for record in store.ring.list("acme")) == 20
+
+
+def test_a_rotated_key_spends_from_the_budget_of_the_key_that_it_replaces(store: KeyStore) -> None:
+    old = store.ring.issue("acme", name="ci", monthly_budget=500)
+    other = store.ring.issue("acme", name="web")
+
+    new = store.ring.rotate("acme", grace=DAY, key_id=old.id)
+    assert new is not None
+    assert store.ring.rotate("acme", grace=DAY, key_id=old.id) is None
+    assert store.ring.rotate("acme", grace=DAY, key_id=new.id) is None
+    records = {record.id: record for record in store.ring.list("acme")}
+    assert (records[new.id].name, records[other.id].expires_at) == ("ci", None)
+    for key in (old, new):
+        assert store.verified(key) == VerifiedKey("acme", key.id, old.id, 500)
+    assert store.verified(other) == VerifiedKey("acme", other.id, other.id, None)
+
+    # Its budget ends neither with a grace period nor with a key that was lost.
+    store.clock.sleep(DAY.total_seconds())
+    store.ring.revoke("acme", new.id)
+    again = store.ring.rotate("acme", grace=DAY, key_id=new.id, name="ci-2")
+    assert again is not None
+    assert store.verified(again) == VerifiedKey("acme", again.id, old.id, 500)
+    assert store.ring.list("acme")[-1].name == "ci-2"
+
+
+def test_a_rotation_of_all_keys_continues_one_budget_or_is_refused(store: KeyStore) -> None:
+    first = store.ring.issue("acme", name="ci", monthly_budget=5)
+    second = store.ring.issue("acme")
+    with pytest.raises(BudgetsDiffer, match="rotate them one by one"):
+        store.ring.rotate("acme", grace=DAY)
+    assert [stored["expiresAt"] for stored in store.stored()] == [None, None]
+
+    for key in (second, first):
+        store.ring.revoke("acme", key.id)
+    # The newest key is a dead one without a budget.
+    assert store.verified(rotate(store)).monthly_budget is None
+
+
+def test_a_changed_budget_counts_within_a_minute_for_all_keys_that_share_it(
+    store: KeyStore,
+) -> None:
+    old = store.ring.issue("acme", monthly_budget=5)
+    other = store.ring.issue("acme", monthly_budget=7)
+    new = store.ring.rotate("acme", grace=DAY, key_id=old.id)
+    assert new is not None
+    assert store.verifier.verify(f"Bearer {new.key}").monthly_budget == 5
+
+    for budget in (800, 0, None):
+        changed = store.ring.set_budget("acme", old.id, budget)
+        assert (changed.id, changed.monthly_budget) == (old.id, budget)
+        assert store.verified(old).monthly_budget == budget
+        assert store.verified(other).monthly_budget == 7
+        store.clock.sleep(60)
+        assert store.verifier.verify(f"Bearer {new.key}").monthly_budget == budget
+    with pytest.raises(UnknownKey, match="list its keys"):
+        store.ring.set_budget("acme", "key_000000000000", 5)
+    for nonsense in (-1, 10**9):
+        with pytest.raises(InvalidArgument, match="budget"):
+            store.ring.set_budget("acme", old.id, nonsense)
+        with pytest.raises(InvalidArgument, match="budget"):
+            store.ring.issue("acme", monthly_budget=nonsense)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("monthlyBudget", each) for each in ("500", 500.0, -1, True, 10**9)],
+        *[("meter", each) for each in (None, "", 7, "a b", "x" * 257)],
+    ],
+)
+def test_a_record_without_a_usable_budget_does_not_authenticate(
+    store: KeyStore, field: str, value: object
+) -> None:
+    issued = store.ring.issue("acme", monthly_budget=500)
+    [stored] = store.stored()
+    store.put(json.dumps({"keys": [stored | {field: value}]}))
+    assert store.accepts(issued) == [False]
+    with pytest.raises(UnknownKey):
+        store.ring.set_budget("acme", issued.id, None)
 
 
 @pytest.mark.parametrize(

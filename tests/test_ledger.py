@@ -1,6 +1,9 @@
 """The decisions of the ledger and of the operator's accounts, on each engine."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -11,18 +14,21 @@ from lib.errors import (
     GenerationInFlight,
     IdempotencyKeyReused,
     InsufficientCredits,
+    KeyBudgetExhausted,
     ModelOverloaded,
     OrganisationSuspended,
     RateLimited,
+    RequestRejected,
     ServiceUnavailable,
 )
 from lib.generation import Finished
 from lib.ledger.accounts import GrantRejectedError
 from lib.ledger.ledger import KeyInFlight, Refund, ReservationGone
-from lib.ledger.order import Order
+from lib.ledger.order import Order, Spender
 from lib.ledger.rows import Generation, Grant, Status, listing_key
+from lib.ledger.usage import month_of
 from lib.picture.aspect_ratio import AspectRatio
-from tests.world import Call, Fault, Network, NewWorld, World
+from tests.world import METER, Call, Fault, Network, NewWorld, World
 
 
 @pytest.fixture
@@ -91,6 +97,116 @@ def test_a_suspension_refuses_the_debit_itself_and_leaves_what_was_accepted(
     assert process.ledger.refund(running, "no_image", deadline) is Refund.MADE
     process.accounts.resume(world.organisation, deadline)
     assert reserve(world).status is Status.RESERVED
+
+
+@pytest.mark.parametrize(("budget", "images"), [(0, 0), (4, 0), (5, 1), (12, 2)])
+def test_a_key_spends_its_budget_and_no_credit_more(
+    new_world: NewWorld, budget: int, images: int
+) -> None:
+    world = new_world(budget=budget)
+    paid = [reserve(world, order=world.order(f"paid {number}")) for number in range(images)]
+    with pytest.raises(KeyBudgetExhausted) as refused:
+        reserve(world)
+    assert refused.value.status == 402
+    assert refused.value.body() == {
+        "error": "The monthly budget of this API key is used up",
+        "creditsRequired": 5,
+        "creditsRemaining": budget - 5 * images,
+    }
+    assert refused.value.headers() == {
+        "X-Error-Code": "key_budget_exhausted",
+        "X-Should-Retry": "false",
+    }
+    assert (world.balance(), world.used()) == (100 - 5 * images, 5 * images)
+    assert world.generations() == paid
+    for number, each in enumerate(paid):
+        world.process().ledger.settle(each, 1, world.deadline())
+        assert reserve(world, order=world.order(f"paid {number}")).id == each.id
+    assert world.audit().healthy
+
+
+def test_a_refused_budget_comes_after_every_refusal_of_the_account(new_world: NewWorld) -> None:
+    world = new_world(credits_=4, rate_limit=0, budget=0)
+    accounts, deadline = world.process().accounts, world.deadline()
+    accounts.suspend(world.organisation, "unpaid", "ann", deadline)
+    refusals: list[type[Exception]] = []
+    steps: list[Callable[[], object]] = [
+        lambda: accounts.resume(world.organisation, deadline),
+        lambda: accounts.grant(world.organisation, Grant("g", 5, "", "ann", 1), deadline),
+        lambda: accounts.set_rate_limit(world.organisation, 60, "ann", deadline),
+        lambda: world.clock.sleep(60),
+    ]
+    for resolve in steps:
+        with pytest.raises(RequestRejected) as refused:
+            reserve(world)
+        refusals.append(refused.type)
+        resolve()
+    expected = [OrganisationSuspended, InsufficientCredits, RateLimited, KeyBudgetExhausted]
+    assert refusals == expected
+    with pytest.raises(KeyBudgetExhausted):
+        reserve(world)
+
+
+def test_keys_have_budgets_of_their_own_and_rotated_ones_share_one(new_world: NewWorld) -> None:
+    world = new_world(budget=5)
+    first = reserve(world, order=world.order(api_key="old"))
+    with pytest.raises(KeyBudgetExhausted):
+        reserve(world, order=world.order(api_key="new"))
+    other = replace(world.order(), spender=Spender("other", "other", 5))
+    free = replace(world.order(), spender=Spender("free", "free"))
+    by_hand = replace(world.order(), spender=None)
+    for order in (other, free, free, by_hand):
+        reserve(world, order=order)
+    world.process().ledger.refund(first, "no_image", world.deadline())
+    assert reserve(world, order=world.order(api_key="new")).key_id == "new"
+    month = month_of(world.clock())
+    usage = world.process().accounts.usage(world.organisation, month, world.deadline())
+    assert {each.meter: (each.credits, each.images) for each in usage} == {
+        METER: (5, 1),
+        "other": (5, 1),
+        "free": (10, 2),
+    }
+    assert world.audit().healthy
+
+
+def test_a_request_counts_in_the_month_of_its_creation_wherever_it_ends(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(budget=5)
+    world.clock.now_s = datetime(2026, 11, 30, 23, 59, 59, 998_000, UTC).timestamp()
+    november = reserve(world)
+    with pytest.raises(KeyBudgetExhausted):
+        reserve(world, order=world.order("k"))
+    world.clock.sleep(0.002)
+    december = reserve(world, order=world.order("k"))
+    assert (world.used("2026-11"), world.used("2026-12")) == (5, 5)
+    for each in (november, december):
+        with pytest.raises(KeyBudgetExhausted):
+            reserve(world)
+        world.process().ledger.refund(each, "no_image", world.deadline())
+    assert (world.used("2026-11"), world.used("2026-12")) == (0, 0)
+    assert world.audit().healthy
+
+
+def test_a_request_that_moves_into_the_next_month_spends_from_that_months_budget(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(budget=5)
+    world.clock.now_s = datetime(2026, 11, 30, 23, 59, 59, 999_000, UTC).timestamp()
+    reserve(world)
+    # The last millisecond of November is taken, and so is its budget.
+    moved = reserve(world, Network(before_each=lambda _call: world.clock.sleep(0.001)))
+    assert moved.created_ms == int(datetime(2026, 12, 1, tzinfo=UTC).timestamp() * 1000)
+    assert (world.used("2026-11"), world.used("2026-12")) == (5, 5)
+
+
+def test_a_row_that_was_never_counted_is_refunded_without_its_usage(world: World) -> None:
+    earlier = reserve(world)
+    table: Any = world.engine.dynamodb
+    table.update_item(TableName=world.table, Key=earlier.key, UpdateExpression="REMOVE meter")
+    world.let_leases_pass()
+    world.reconcile(world.process())
+    assert (world.balance(), world.used()) == (100, 5)
 
 
 def test_generations_of_one_millisecond_get_different_ids(world: World) -> None:

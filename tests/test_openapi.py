@@ -124,6 +124,8 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], str | None]] = {
     "too much": ("POST", GENERATE, {}, json.dumps({"prompt": "a" * 70_000})),
     "no key": ("POST", GENERATE, {"Authorization": "Bearer no"}, '{"prompt": "A fox"}'),
     "the balance": ("GET", "/api/v1/billing/credits", {}, None),
+    "the usage": ("GET", "/api/v1/billing/usage?month=2026-11", {}, None),
+    "a bad month": ("GET", "/api/v1/billing/usage?month=11", {}, None),
     "the history": ("GET", "/api/v1/generations?limit=2", {}, None),
     "a bad limit": ("GET", "/api/v1/generations?limit=0", {}, None),
     "a bad cursor": ("GET", "/api/v1/generations?cursor=made-up", {}, None),
@@ -139,8 +141,9 @@ def test_a_response_has_the_described_status_headers_and_body(
     document = strict_document
     method, path, headers, body = REQUESTS[name]
     key = stack.open_account(f"org-{list(REQUESTS).index(name)}", 100)
-    route = "/api/v1/generations/{id}" if path.count("/") == 4 and path[-1].isdigit() else path
-    operation = document["paths"][route.partition("?")[0]][method.lower()]
+    route = path.partition("?")[0]
+    route = "/api/v1/generations/{id}" if route.count("/") == 4 and route[-1].isdigit() else route
+    operation = document["paths"][route][method.lower()]
 
     answer = fetch(
         stack.url + path,

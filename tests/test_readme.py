@@ -108,6 +108,8 @@ class Reader:
                 return self._poll(command) if "/generations/" in command else self._curl(command)
             case [".venv/bin/gemini-generate", "--stack-name", "gemini-generate", *arguments]:
                 return self._operate(arguments)
+            case [".venv/bin/gemini-generate", "verify", *arguments]:
+                assert "settled, 5 credits charged" in self._operate(["verify", *arguments])
             case ["make", target]:
                 assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"no make {target}"
             case ["aws", "secretsmanager", "put-secret-value", "--secret-id", _, *value]:

@@ -9,8 +9,9 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from typing import Any
@@ -26,6 +27,7 @@ from lib.deadline import Deadline
 from lib.errors import (
     Busy,
     InsufficientCredits,
+    KeyBudgetExhausted,
     ModelOverloaded,
     RateLimited,
     ServiceError,
@@ -36,10 +38,11 @@ from lib.keys.key_ring import KeyRing
 from lib.keys.verification import KeyVerifier
 from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger, Refund, ReservationGone
-from lib.ledger.order import Order
+from lib.ledger.order import Order, Spender
 from lib.ledger.reconciliation import Reconciler
 from lib.ledger.rows import Generation, Grant, Status, account_key
 from lib.ledger.table import LedgerUnreachable, Table
+from lib.ledger.usage import month_of
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.png import to_png
 from lib.picture.storage import Images
@@ -122,13 +125,19 @@ class SharedService:
         self.generations = Generations(self.ledger, self.model, self._images)
         self.premature_reconciler = Reconciler(Ledger(table, _ahead), self._images, _ahead)
 
-    def order(self, key: str | None = None) -> Order:
+    def order(self, key: str | None = None, spender: Spender | None = None) -> Order:
         """The order of every client."""
-        return Order(self.world.organisation, "a fox", AspectRatio.SQUARE, key)
+        return Order(
+            self.world.organisation,
+            "a fox",
+            AspectRatio.SQUARE,
+            key,
+            spender=spender or Spender("key_1", "key_1"),
+        )
 
-    def reserve(self) -> Generation:
+    def reserve(self, spender: Spender | None = None) -> Generation:
         """Reserves without an idempotency key."""
-        order = self.order()
+        order = self.order(spender=spender)
         return self.ledger.reserve(order, partial(_image_key, order.organisation), Deadline(29))
 
     def store(self, generation: Generation) -> None:
@@ -167,16 +176,25 @@ class Ticking:
 class GenerateFunction:
     """The generate function, with a simulated model."""
 
-    def __init__(self, world: World, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        world: World,
+        clock: Callable[[], float],
+        dynamodb: Any = None,
+        budgets: Sequence[int | None] = (None,),
+    ) -> None:
         secrets = boto3.client(
             "secretsmanager",
             endpoint_url=world.engine.environment["AWS_ENDPOINT_URL_SECRETS_MANAGER"],
             region_name=REGION,
             **CREDENTIALS,
         )
-        self._api_key = KeyRing(secrets, "orgs/").issue(world.organisation).key
+        ring = KeyRing(secrets, "orgs/")
+        self._api_keys = [
+            ring.issue(world.organisation, monthly_budget=budget).key for budget in budgets
+        ]
         self.model = BlockableModel(_chance(0))
-        ledger = Ledger(Table(world.engine.dynamodb, world.table), clock)
+        ledger = Ledger(Table(dynamodb or world.engine.dynamodb, world.table), clock)
         images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         queue: Any = world.mailbox
         sends = JobQueue(queue, "https://queue.example")
@@ -189,11 +207,11 @@ class GenerateFunction:
         self._dependencies.jobs = Jobs(generations, ledger, images, sends, clock)
         self._world = world
 
-    def ask(self, *, asynchronous: bool) -> dict[str, Any]:
-        """The response to one event."""
+    def ask(self, *, asynchronous: bool, key: int = 0) -> dict[str, Any]:
+        """The response to one event, with one of the keys."""
         event = {
             "headers": {
-                "authorization": f"Bearer {self._api_key}",
+                "authorization": f"Bearer {self._api_keys[key]}",
                 "prefer": "respond-async" if asynchronous else "",
             },
             "requestContext": {"requestId": "a-request"},
@@ -235,6 +253,106 @@ def test_64_clients_get_exactly_the_images_that_their_credits_pay(new_service: N
     assert [each.remaining for each in refused] == [0] * 50
     assert service.balance() == 0
     assert service.is_healthy()
+
+
+@pytest.mark.parametrize("keys", [1, 10])
+def test_64_clients_spend_the_budget_of_each_key_and_no_credit_more(
+    new_service: NewService, keys: int
+) -> None:
+    service = new_service(2_000)
+    budget = 129 // keys
+    # Every other client has a key that replaced the one of its meter.
+    spenders = [
+        Spender(f"{rotated}_{number}", f"key_{number}", budget)
+        for number in range(keys)
+        for rotated in ("key", "new")
+    ]
+    outcomes = at_once(64, 80, lambda number: service.reserve(spenders[number % len(spenders)]))
+
+    won = Counter(each.meter for each in outcomes if isinstance(each, Generation))
+    assert won == {f"key_{number}": budget // 5 for number in range(keys)}
+    refused = [each for each in outcomes if not isinstance(each, Generation)]
+    assert {type(each) for each in refused} == {KeyBudgetExhausted}
+    assert {each.remaining for each in refused} == {budget % 5}
+
+    for each in outcomes[:40]:
+        if isinstance(each, Generation):
+            service.ledger.refund(each, "no_image", Deadline(29))
+            won[each.meter] -= 1
+    month = month_of(time.time())
+    usage = service.accounts.usage(service.world.organisation, month, Deadline(29))
+    assert {each.meter: each.images for each in usage} == won
+    assert service.is_healthy()
+
+
+def test_each_month_has_its_own_budget_with_clocks_90_s_apart_and_late_refunds(
+    real_engine: Engine,
+) -> None:
+    with World(real_engine, credits_=5_000, rate_limit=NO_LIMIT, budget=57) as world:
+        now = datetime.fromtimestamp(world.clock(), UTC)
+        next_month = (now.replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0)
+        turn = next_month.timestamp()
+        clock = Ticking(turn - 150, tick_s=0.5)
+        table = Table(real_engine.dynamodb, world.table)
+        sandboxes = [Ledger(table, clock), Ledger(table, lambda: clock() + 90)]
+        image_key = partial(_image_key, world.organisation)
+
+        def ask_until_the_end(number: int) -> list[Any]:
+            reserve = partial(sandboxes[number % 2].reserve, world.order(), image_key)
+            outcomes = []
+            while clock() < turn + 60:
+                outcomes.append(outcome(lambda: reserve(Deadline(29))))
+            return outcomes
+
+        outcomes = [each for some in at_once(8, 8, ask_until_the_end) for each in some]
+
+        world.clock.now_s = clock()
+        assert names(outcomes).keys() == {"Generation", "KeyBudgetExhausted"}
+        months = [month_of(turn - 1), month_of(turn)]
+        won = [each for each in outcomes if isinstance(each, Generation)]
+        created = Counter(month_of(each.created_ms / 1000) for each in won)
+        assert created == dict.fromkeys(months, 11)
+        assert [world.used(month) for month in months] == [55, 55]
+        for each in won:
+            if month_of(each.created_ms / 1000) == months[0]:
+                sandboxes[0].refund(each, "no_image", world.deadline())
+            else:
+                sandboxes[0].settle(each, 1, world.deadline())
+        assert [world.used(month) for month in months] == [0, 55]
+        assert world.audit().healthy
+
+
+def test_two_programs_and_a_person_share_credits_and_no_key_overspends(
+    real_engine: Engine, seed: int
+) -> None:
+    storm = StormyClient(real_engine.dynamodb, _chance(seed))
+    with World(real_engine, credits_=1_000, rate_limit=NO_LIMIT) as world:
+        service = GenerateFunction(world, time.time, storm, budgets=(100, 50, None))
+
+        def ask(number: int) -> dict[str, Any]:
+            key, tries = min(2, number // 64), count(1)
+            while True:
+                answer = service.ask(asynchronous=number % 5 == 0, key=key)
+                if answer["headers"].get("X-Error-Code") != "busy" or next(tries) == TRIES:
+                    return answer
+
+        answers = at_once(160, 160, ask)
+        programs = [answers[:64], answers[64:128]]
+        for program, images in zip(programs, (20, 10), strict=True):
+            statuses = Counter(answer["statusCode"] for answer in program)
+            assert statuses[200] + statuses[202] == images
+            assert statuses[402] == 64 - images
+            refused = [answer for answer in program if answer["statusCode"] == 402]
+            assert {each["headers"]["X-Error-Code"] for each in refused} == {"key_budget_exhausted"}
+            assert {json.loads(each["body"])["creditsRemaining"] for each in refused} == {0}
+        assert {answer["statusCode"] for answer in answers[128:]} <= {200, 202}
+        assert storm.lost > 0
+        world.deliver()
+        world.settle_down()
+        assert world.balance() == 1_000 - 5 * (20 + 10 + 32)
+        assert world.used() == 5 * (20 + 10 + 32)
+        assert world.violations() == []
+    tally("responses of concurrent calls lost", storm.lost)
 
 
 def test_64_clients_with_one_idempotency_key_get_one_image(new_service: NewService) -> None:

@@ -46,6 +46,7 @@ from tests.customer import (
     invoke,
     plain_picture,
     prompts_sent,
+    until,
 )
 from tests.engines import Engine
 from tests.world import Clock, Fault, Network, World
@@ -113,7 +114,7 @@ def test_300_reads_in_a_row_meet_a_limit_of_their_organisation_alone(
 
 
 @pytest.mark.real
-def test_200_refusals_in_a_row_meet_a_limit_of_their_organisation_alone(
+def test_200_refusals_in_a_row_meet_a_limit_of_their_key_alone(
     stack: LocalStack, stopped_clock: Clock
 ) -> None:
     poor, other = Customer(stack, 0), Customer(stack)
@@ -121,6 +122,9 @@ def test_200_refusals_in_a_row_meet_a_limit_of_their_organisation_alone(
     assert_limited(answers, 402, UNPAID_AT_ONCE, f'"unpaid";q={UNPAID_PER_S * 60};w=60')
     assert generate(other).status == 200
     assert read(poor).status == 200
+    limited, poor.key = poor.key, stack.open_account(poor.organisation, 0)
+    until(lambda: generate(poor), lambda answer: answer.status == 402)
+    poor.key = limited
     stopped_clock.sleep(1)
     assert generate(poor).status == 402
 

@@ -5,6 +5,7 @@ fate of each open reservation. The service must agree after every step. Any mess
 sent may be delivered at any time, and again.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,9 +29,11 @@ from lib.errors import (
     ImageDeleted,
     InsufficientCredits,
     JobNotQueued,
+    KeyBudgetExhausted,
 )
 from lib.generation import Accepted, Finished
 from lib.ledger.rows import Grant, Status
+from lib.ledger.usage import month_of
 from tests.engines import Engine
 from tests.reporting import Tried, tally
 from tests.world import Fault, Network, World
@@ -81,10 +84,11 @@ class Money(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.engine, credits_=0, rate_limit=1_000_000)
+        self.world = World(self.engine, credits_=0, rate_limit=1_000_000, budget=None)
         self.minute = self.minute_now()
         self.credits = 0
         self.granted = 0
+        self.used: Counter[str] = Counter()
         self.open: list[Open] = []
         self.urls: dict[str, str] = {}
         self.deleted: set[str] = set()
@@ -126,10 +130,44 @@ class Money(RuleBasedStateMachine):
     def now_s(self) -> int:
         return int(self.world.clock.now_s)
 
+    def charge(self) -> None:
+        """Records a debit."""
+        self.credits -= PRICE
+        self.used[month_of(self.world.clock())] += PRICE
+
+    def give_back(self, ended: Open) -> None:
+        """Records a refund, in the month of the reservation."""
+        self.credits += PRICE
+        self.used[month_of(ended.created_at)] -= PRICE
+
+    @property
+    def used_this_month(self) -> int:
+        return self.used[month_of(self.world.clock())]
+
+    @property
+    def left(self) -> int:
+        """What the budget has left; it may have been set below what is used."""
+        budget = self.world.budget
+        return self.credits if budget is None else max(0, budget - self.used_this_month)
+
+    def affordable(self) -> bool:
+        """Whether the balance and the budget pay for an image."""
+        return min(self.credits, self.left) >= PRICE
+
+    def refused(self, answer: object) -> bool:
+        """Whether no image is affordable; the balance refuses before the budget."""
+        if self.credits < PRICE:
+            assert type(answer) is InsufficientCredits
+            assert answer.remaining == self.credits
+        elif self.left < PRICE:
+            assert type(answer) is KeyBudgetExhausted
+            assert answer.remaining == self.left
+        return not self.affordable()
+
     def reserved(self, minute: int, job: Open) -> None:
         """Records a debit in that minute, for a job."""
         self.minute = minute
-        self.credits -= PRICE
+        self.charge()
         self.freed.discard(job.key)
         self.open.append(job)
 
@@ -146,7 +184,7 @@ class Money(RuleBasedStateMachine):
         self.open.remove(earlier)
         if earlier.stored:
             return "settled"
-        self.credits += PRICE
+        self.give_back(earlier)
         return "ended"
 
     def settled(self, ended: Open) -> None:
@@ -165,7 +203,7 @@ class Money(RuleBasedStateMachine):
 
     def refunded(self, ended: Open) -> None:
         self.open.remove(ended)
-        self.credits += PRICE
+        self.give_back(ended)
         if ended.key is not None:
             self.freed.add(ended.key)
 
@@ -177,6 +215,10 @@ class Money(RuleBasedStateMachine):
         accounts.grant(self.world.organisation, grant, self.world.deadline())
         accounts.grant(self.world.organisation, grant, self.world.deadline())
         self.credits += amount
+
+    @rule(budget=st.none() | st.integers(0, 30))
+    def set_budget(self, budget: int | None) -> None:
+        self.world.budget = budget
 
     @rule(key=st.none() | KEYS)
     def ask(self, key: str | None) -> None:
@@ -193,20 +235,17 @@ class Money(RuleBasedStateMachine):
             self.replayed(key, answer)
         elif met == "in flight":
             assert isinstance(answer, GenerationInFlight)
-        elif self.credits < PRICE:
-            assert isinstance(answer, InsufficientCredits)
-            assert answer.remaining == self.credits
-        else:
+        elif not self.refused(answer):
             assert isinstance(answer, Finished)
             if met == "free":
                 assert len(process.network.calls) == SETTLE + 1 + spent
             self.minute = self.minute_now()
-            self.credits -= PRICE
+            self.charge()
             if key is not None:
                 self.urls[key] = answer.image_url
                 self.freed.discard(key)
 
-    @precondition(lambda self: self.credits >= PRICE)
+    @precondition(affordable)
     @rule(key=st.none() | KEYS)
     def fail(self, key: str | None) -> None:
         if key in self.urls or self.in_flight(key):
@@ -218,7 +257,7 @@ class Money(RuleBasedStateMachine):
         if key is not None:
             self.freed.add(key)
 
-    @precondition(lambda self: self.credits >= PRICE)
+    @precondition(affordable)
     @rule(
         key=st.none() | KEYS,
         call=st.integers(RESERVE, SETTLE),
@@ -235,7 +274,7 @@ class Money(RuleBasedStateMachine):
             return
         self.minute = self.minute_now()
         self.freed.discard(key)
-        self.credits -= PRICE
+        self.charge()
         if done <= SETTLE:
             created_at = expires_at - LEASE_S
             self.open.append(Open(created_at, expires_at, stored=done > PUT, key=key))
@@ -244,7 +283,7 @@ class Money(RuleBasedStateMachine):
             assert isinstance(replay, Finished)
             self.urls[key] = replay.image_url
 
-    @precondition(lambda self: self.credits >= PRICE)
+    @precondition(affordable)
     @rule(
         call=st.integers(RESERVE, SETTLE),
         fault=st.sampled_from([Fault.RESPONSE_LOST, Fault.ERROR_BEFORE, Fault.THROTTLED]),
@@ -256,7 +295,7 @@ class Money(RuleBasedStateMachine):
         answer = self.world.request(self.world.process(network))
         assert isinstance(answer, Finished)
         self.minute = self.minute_now()
-        self.credits -= PRICE
+        self.charge()
 
     @rule(key=st.none() | KEYS)
     def accept(self, key: str | None) -> None:
@@ -275,9 +314,7 @@ class Money(RuleBasedStateMachine):
             assert answer.replayed
         elif met == "in flight":
             assert isinstance(answer, GenerationInFlight)
-        elif self.credits < PRICE:
-            assert isinstance(answer, InsufficientCredits)
-        else:
+        elif not self.refused(answer):
             assert isinstance(answer, Accepted)
             assert not answer.replayed
             message = self.world.mailbox.messages[-1]
@@ -285,7 +322,7 @@ class Money(RuleBasedStateMachine):
             job = Open(now_s, now_s + JOB_WAITS_S, stored, key, asynchronous=True, message=message)
             self.reserved(self.minute_now(), job)
 
-    @precondition(lambda self: self.credits >= PRICE)
+    @precondition(affordable)
     @rule(key=st.none() | KEYS, call=st.integers(RESERVE, EXTEND_FOR_THE_QUEUE), fault=DEATHS)
     def die_accepting(self, key: str | None, call: int, fault: Fault) -> None:
         if key in self.urls or self.in_flight(key):
@@ -301,7 +338,7 @@ class Money(RuleBasedStateMachine):
         job = Open(now_s, now_s + lease_s, stored, key, asynchronous=True, message=message)
         self.reserved(self.minute_now(), job)
 
-    @precondition(lambda self: self.credits >= PRICE)
+    @precondition(affordable)
     @rule(key=st.none() | KEYS, fault=st.sampled_from([Fault.OUTAGE, Fault.LOST_THEN_OUTAGE]))
     def fail_to_queue(self, key: str | None, fault: Fault) -> None:
         """The credits are refunded at once, although the message may be in the queue."""
@@ -378,7 +415,10 @@ class Money(RuleBasedStateMachine):
     def the_service_agrees(self) -> None:
         type(self).steps += 1
         assert self.world.balance() == self.credits
-        assert self.world.audit().drift == 0
+        assert self.world.used() == self.used_this_month
+        audited = self.world.audit()
+        assert audited.drift == 0
+        assert not [each for each in audited.findings if "usage" in each]
 
 
 @pytest.mark.real

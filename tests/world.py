@@ -28,7 +28,7 @@ from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport, audit_of
 from lib.ledger.deletion import Deletions
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import Order
+from lib.ledger.order import Order, Spender
 from lib.ledger.reconciliation import Reconciled, Reconciler
 from lib.ledger.refusals import Refusals
 from lib.ledger.rows import (
@@ -42,6 +42,7 @@ from lib.ledger.rows import (
     number,
 )
 from lib.ledger.table import LedgerUnreachable, Table
+from lib.ledger.usage import month_of
 from lib.observability import Observation, Telemetry
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.check import is_whole_png
@@ -50,6 +51,7 @@ from lib.settings import Settings
 from tests.engines import Engine
 
 BASE_URL = "https://images.example"
+METER = "key_0"
 # One call that times out: connecting and one read timeout, as in lib.clients.
 CALL_TAKES_S = {"dynamodb": 3.0, "s3": 5.0, "sqs": 3.0}
 _TEMPLATE = Template.from_file()
@@ -314,8 +316,11 @@ class World:
     Each world has its own table: moto copies a whole table at every transaction.
     """
 
-    def __init__(self, engine: Engine, credits_: int = 100, rate_limit: int = 60) -> None:
+    def __init__(
+        self, engine: Engine, credits_: int = 100, rate_limit: int = 60, budget: int | None = 1_000
+    ) -> None:
         self.engine = engine
+        self.budget = budget
         self.table = f"credits-{next(_numbers)}"
         engine.dynamodb.create_table(**_TEMPLATE.table_definition(self.table))
         self.clock = Clock()
@@ -407,17 +412,29 @@ class World:
         )
 
     def order(
-        self, key: str | None = None, prompt: str = "a red fox", *, asynchronous: bool = False
+        self,
+        key: str | None = None,
+        prompt: str = "a red fox",
+        *,
+        asynchronous: bool = False,
+        api_key: str = "key_1",
     ) -> Order:
-        """An order of the organisation."""
-        ratio = AspectRatio.LANDSCAPE_16_9
+        """An order of the organisation, with an API key on the one meter of the world."""
         return Order(
-            self.organisation, prompt, ratio, key, asynchronous=asynchronous, model="a-model"
+            self.organisation,
+            prompt,
+            AspectRatio.LANDSCAPE_16_9,
+            key,
+            asynchronous=asynchronous,
+            spender=Spender(api_key, METER, self.budget),
+            model="a-model",
         )
 
-    def request(self, process: Sandbox, key: str | None = None) -> Finished | ServiceError | None:
+    def request(
+        self, process: Sandbox, key: str | None = None, api_key: str = "key_1"
+    ) -> Finished | ServiceError | None:
         """One request: the image, the error, or None if the sandbox was killed."""
-        answer = self._ask(process.generations.generate, self.order(key))
+        answer = self._ask(process.generations.generate, self.order(key, api_key=api_key))
         assert not isinstance(answer, Accepted)
         return answer
 
@@ -520,6 +537,12 @@ class World:
         """The credits of the organisation."""
         return self.process().ledger.balance(self.organisation, self.deadline())
 
+    def used(self, month: str | None = None) -> int:
+        """The credits that the meter counts in a month, by default in this one."""
+        month = month or month_of(self.clock())
+        usage = self.process().accounts.usage(self.organisation, month, self.deadline())
+        return sum(each.credits for each in usage)
+
     def audit(self) -> AuditReport:
         """The audit of the organisation."""
         return self.process().accounts.audit(self.organisation, self.deadline())
@@ -574,4 +597,4 @@ def _is_open(generation: Generation) -> bool:
 
 
 NewWorld = Callable[..., World]
-"""The fixture ``new_world``: takes ``credits_`` and ``rate_limit``."""
+"""The fixture ``new_world``: takes ``credits_``, ``rate_limit`` and ``budget``."""

@@ -51,7 +51,7 @@ ALL = (
     Limit("Gemini's quota", 500, "requests a minute", 60),
     Limit("`ThrottleRate`", 100, "requests a second", 1),
     Limit("Lambda's concurrency", 1000, "sandboxes", REQUEST_S),
-    Limit("throughput of a new table", 4000, "write units a second", 5),
+    Limit("throughput of a new table", 4000, "write units a second", 7),
     Limit("the index `Due`", DUE_SHARDS * 1000, "write units a second", 3),
     Limit("S3, one prefix", 3500, "PUTs a second", 1),
     Limit("API Gateway", 10_000, "requests a second", 1),

@@ -5,39 +5,70 @@ from datetime import UTC, datetime, timedelta
 import typer
 
 from infra.cli.errors import CommandFailed
-from infra.cli.options import Expiry, GraceHours, KeyId, KeyName, Organisation, Yes
+from infra.cli.options import (
+    Budget,
+    BudgetOption,
+    Expiry,
+    GraceHours,
+    KeyId,
+    KeyName,
+    OptionalKeyId,
+    Organisation,
+    Yes,
+)
 from infra.cli.output import Column, Row, timestamp
-from infra.cli.session import Command, Session
+from infra.cli.session import CALL_WITHIN_S, Command, Session
+from lib.deadline import Deadline
 from lib.keys.key_ring import IssuedKey, KeyRingError
 from lib.keys.records import KeyRecord
+from lib.ledger.usage import month_of
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Issue, list, rotate and revoke API keys. A key is shown only once.")
-_RECORD = "id, name or null, live, createdAt, expiresAt or null, revokedAt or null"
+app = typer.Typer(
+    help="Issue, list, rotate and revoke API keys, and set their budgets. A key is shown only once."
+)
+_RECORD = (
+    "id, name or null, live, createdAt, expiresAt or null, revokedAt or null, monthlyBudget or null"
+)
 
 
 @app.command("issue", cls=Command, epilog="--json: organisation, id, key")
 def issue(
-    session: Session, organisation: Organisation, name: KeyName = None, expires: Expiry = None
+    session: Session,
+    organisation: Organisation,
+    name: KeyName = None,
+    expires: Expiry = None,
+    budget: BudgetOption = None,
 ) -> None:
     """Issue a key. It is shown only once, alone on standard output.
 
-    An organisation may have 5 live keys. If the command dies before it shows the key, find the id
+    With --budget, its requests get a 402 once they have spent so many credits in a month. An
+    organisation may have 20 live keys. If the command dies before it shows the key, find the id
     with `keys list`, revoke that key and issue another.
     """
     # A key of a misspelt organisation would look like a key without credits.
     session.account(organisation)
-    issued = session.keys.issue(organisation, name=name, expires_at=expires)
+    issued = session.keys.issue(organisation, name=name, expires_at=expires, monthly_budget=budget)
     _hand_over(session, organisation, issued, {})
 
 
 @app.command(
-    "list", cls=Command, epilog=f"--json: organisation, keys: a list of {{{_RECORD}}}, oldest first"
+    "list",
+    cls=Command,
+    epilog=f"--json: organisation, keys: a list of {{{_RECORD}, usedThisMonth}}, oldest first",
 )
 def list_(session: Session, organisation: Organisation) -> None:
-    """List an organisation's keys by id. Dead keys are listed for 90 days."""
-    rows = [_document(record) for record in session.keys.list(organisation)]
+    """List an organisation's keys by id. Dead keys are listed for 90 days.
+
+    USED are the credits of this month, in UTC, charged or in progress. A rotated key shares its
+    budget with the key that it replaces, and shows what both used.
+    """
+    records = session.keys.list(organisation)
+    month = month_of(datetime.now(UTC).timestamp())
+    usage = session.accounts.usage(organisation, month, Deadline(CALL_WITHIN_S))
+    used = {each.meter: each.credits for each in usage}
+    rows = [{**_document(record), "usedThisMonth": used.get(record.meter, 0)} for record in records]
     columns = [
         Column("KEY", "id"),
         Column("NAME", "name"),
@@ -45,6 +76,8 @@ def list_(session: Session, organisation: Organisation) -> None:
         Column("CREATED", "createdAt"),
         Column("ENDS", "expiresAt"),
         Column("REVOKED", "revokedAt"),
+        Column("BUDGET", "monthlyBudget", right=True),
+        Column("USED", "usedThisMonth", right=True),
     ]
     session.output.listing("keys", rows, columns, more=lambda: {"organisation": organisation})
 
@@ -56,17 +89,26 @@ def list_(session: Session, organisation: Organisation) -> None:
     "are null",
 )
 def rotate(
-    session: Session, organisation: Organisation, grace_hours: GraceHours, *, yes: Yes = False
+    session: Session,
+    organisation: Organisation,
+    grace_hours: GraceHours,
+    key_id: OptionalKeyId = None,
+    name: KeyName = None,
+    *,
+    yes: Yes = False,
 ) -> None:
-    """Issue a key and let all older keys expire after a grace period. Asks for confirmation.
+    """Replace a key, or all keys, which expire after a grace period. Asks for confirmation.
 
-    The new key is shown only once, alone on standard output. Repeating this within the grace period
-    changes nothing. If the new key was lost, revoke it and rotate again.
+    The new key spends from the budget of the key that it replaces, and has its name unless --name
+    is given. It is shown only once, alone on standard output. Repeating this within the grace
+    period changes nothing. If the new key was lost, revoke it and rotate again.
     """
     session.keys.list(organisation)
-    action = f"Issue a new key and expire all other keys of {organisation} in {grace_hours} hours"
+    old = "all other keys" if key_id is None else f"the key {key_id}"
+    action = f"Issue a new key and expire {old} of {organisation} in {grace_hours} hours"
     session.output.confirm(action, yes=yes)
-    issued = session.keys.rotate(organisation, grace=timedelta(hours=grace_hours))
+    grace = timedelta(hours=grace_hours)
+    issued = session.keys.rotate(organisation, grace=grace, key_id=key_id, name=name)
     if issued is None:
         session.output.result(
             {"organisation": organisation, "rotated": False, "id": None, "key": None}
@@ -91,6 +133,21 @@ def revoke(
     session.output.result(
         {"organisation": organisation, **row},
         f"{key_id} of {organisation}: revoked {row['revokedAt']}",
+    )
+
+
+@app.command("budget", cls=Command, epilog=f"--json: organisation, {_RECORD}")
+def budget(session: Session, organisation: Organisation, key_id: KeyId, monthly: Budget) -> None:
+    """Set the credits that a key may spend in a month, or none for no limit.
+
+    It counts within a minute, for all keys that share the budget by rotation, and for what they
+    have spent in this month. Repeating this is safe.
+    """
+    credits_ = None if monthly == "none" else int(monthly)
+    row = _document(session.keys.set_budget(organisation, key_id, credits_))
+    limit = "no budget" if credits_ is None else f"{credits_} credits a month"
+    session.output.result(
+        {"organisation": organisation, **row}, f"{key_id} of {organisation}: {limit}"
     )
 
 
@@ -125,4 +182,5 @@ def _document(record: KeyRecord) -> Row:
         "createdAt": text(record.created_at),
         "expiresAt": text(record.expires_at),
         "revokedAt": text(record.revoked_at),
+        "monthlyBudget": record.monthly_budget,
     }

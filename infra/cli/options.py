@@ -12,11 +12,13 @@ import typer
 
 from lib.keys.format import is_organisation
 from lib.keys.key_ring import MAX_GRACE
-from lib.keys.records import is_key_name
+from lib.keys.records import MAX_BUDGET, is_key_name
 
 __all__ = [
     "Amount",
     "Before",
+    "Budget",
+    "BudgetOption",
     "Every",
     "Expiry",
     "Format",
@@ -30,6 +32,7 @@ __all__ = [
     "Month",
     "NewRateLimit",
     "Note",
+    "OptionalKeyId",
     "OptionalLimit",
     "OptionalOrganisation",
     "Organisation",
@@ -84,6 +87,9 @@ _REASON = _checked(
     f"one line of 1 to {MAX_REASON_CHARACTERS} characters",
 )
 _KEY_NAME = _checked(is_key_name, "1 to 64 of a-z, A-Z, 0-9 and ._:-")
+_BUDGET = _checked(
+    re.compile("none|[0-9]{1,9}").fullmatch, f"none, or credits from 0 to {MAX_BUDGET}"
+)
 _SPAN = re.compile("([1-9][0-9]{0,3})([dh])")
 
 
@@ -184,6 +190,28 @@ FormatOption = Annotated[
 ]
 Every = Annotated[bool, typer.Option("--all", help="All organisations.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id; see `keys list`.")]
+OptionalKeyId = Annotated[
+    str | None,
+    typer.Argument(metavar="KEY_ID", help="The key to replace; all if omitted."),
+]
+BudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--budget",
+        metavar="CREDITS",
+        min=0,
+        max=MAX_BUDGET,
+        help="Credits that it may spend in a month, in UTC; no limit by default.",
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Argument(
+        metavar="CREDITS|none",
+        callback=_BUDGET,
+        help="Credits that it may spend in a month, in UTC; none for no limit.",
+    ),
+]
 GraceHours = Annotated[
     int,
     typer.Option(metavar="N", min=1, max=MAX_GRACE_HOURS, help="Hours until older keys expire."),

@@ -1,15 +1,18 @@
-"""``usage``: the images and credits of a month, by organisation."""
+"""``usage``: the images and credits of a month, by organisation and API key."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import typer
 
 from infra.cli.options import Every, Format, FormatOption, Month, OptionalOrganisation
 from infra.cli.output import Column, Row
-from infra.cli.session import SCAN_WITHIN_S, Command, Session
+from infra.cli.session import CALL_WITHIN_S, SCAN_WITHIN_S, Command, Session
 from lib.deadline import Deadline
+from lib.keys.key_ring import UnknownOrganisation
+from lib.keys.records import KeyRecord
+from lib.ledger.usage import month_of
+from lib.usage import by_key
 
 __all__ = ["app"]
 
@@ -17,11 +20,12 @@ app = typer.Typer()
 _COLUMNS = [
     Column("ORGANISATION", "organisation", min_width=24),
     Column("MONTH", "month"),
+    Column("KEY", "key", min_width=16),
+    Column("NAME", "name", min_width=9),
     Column("IMAGES", "images", right=True, min_width=9),
-    Column("CHARGED", "charged", right=True, min_width=9),
-    Column("HELD", "held", right=True, min_width=9),
-    Column("REFUNDS", "refunds", right=True, min_width=9),
+    Column("CREDITS", "credits", right=True, min_width=9),
     Column("REFUNDED", "refunded", right=True, min_width=9),
+    Column("BUDGET", "monthlyBudget", right=True, min_width=9),
 ]
 _FIELDS = [str(column.cell) for column in _COLUMNS]
 
@@ -39,14 +43,14 @@ def usage(
     *,
     every: Every = False,
 ) -> None:
-    """Show the images, the credits charged and the refunds of a month.
+    """Show the images and the credits of a month, by API key.
 
-    Counted are the generations that were requested in that month, in UTC. Credits in progress are
-    held: they will be charged or refunded.
+    Counted are the generations that were requested in that month, in UTC. Credits are charged or in
+    progress; those refunded are apart. A rotated key is one entry.
     """
     if every == (organisation is not None):
         raise typer.BadParameter("name an organisation, or pass --all")
-    month = month or f"{datetime.now(UTC):%Y-%m}"
+    month = month or month_of(datetime.now(UTC).timestamp())
     output = session.output
     output.as_json = output.as_json or format_ is Format.JSON
     with output.progress("Adding up"):
@@ -63,9 +67,24 @@ def _rows(session: Session, organisation: str | None, month: str) -> Iterator[Ro
     else:
         session.account(organisation)
         names = [organisation]
-    begins = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-    ends = begins.replace(year=begins.year + begins.month // 12, month=begins.month % 12 + 1)
-    first_ms, after_ms = (int(each.timestamp() * 1000) for each in (begins, ends))
+    now = datetime.now(UTC)
     for name in names:
-        used = session.accounts.usage(name, first_ms, after_ms - 1, Deadline(SCAN_WITHIN_S))
-        yield {"organisation": name, "month": month, **asdict(used)}
+        usage = session.accounts.usage(name, month, Deadline(CALL_WITHIN_S))
+        for each in by_key(usage, _records(session, name), now):
+            yield {
+                "organisation": name,
+                "month": month,
+                "key": each.id,
+                "name": each.name,
+                "images": each.images,
+                "credits": each.credits,
+                "refunded": each.returned,
+                "monthlyBudget": each.monthly_budget,
+            }
+
+
+def _records(session: Session, organisation: str) -> Sequence[KeyRecord]:
+    try:
+        return session.keys.list(organisation)
+    except UnknownOrganisation:
+        return ()

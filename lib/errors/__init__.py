@@ -5,6 +5,7 @@
     │   ├── InvalidRequest       400   the sentence says what to change
     │   ├── Unauthorized         401   one sentence for every cause
     │   ├── InsufficientCredits  402   carries the balance
+    │   │   └── KeyBudgetExhausted     the key's own monthly budget; carries what it has left
     │   ├── OrganisationSuspended 403  an operator suspended the organisation
     │   ├── NotFound             404   also for another organisation's generation
     │   ├── MethodNotAllowed     405   names the methods of the path
@@ -58,6 +59,7 @@ from lib.errors.before_debit import (
     ImageDeleted,
     InsufficientCredits,
     InvalidRequest,
+    KeyBudgetExhausted,
     MethodNotAllowed,
     NotFound,
     OrganisationSuspended,
@@ -80,6 +82,7 @@ __all__ = [
     "InsufficientCredits",
     "InvalidRequest",
     "JobNotQueued",
+    "KeyBudgetExhausted",
     "MethodNotAllowed",
     "ModelBudgetExhausted",
     "ModelOverloaded",

@@ -13,6 +13,7 @@ __all__ = [
     "ImageDeleted",
     "InsufficientCredits",
     "InvalidRequest",
+    "KeyBudgetExhausted",
     "MethodNotAllowed",
     "NotFound",
     "OrganisationSuspended",
@@ -71,6 +72,13 @@ class InsufficientCredits(RequestRejected):
             "creditsRequired": self.required,
             "creditsRemaining": self.remaining,
         }
+
+
+class KeyBudgetExhausted(InsufficientCredits):
+    """The monthly budget of the API key has less than the price left."""
+
+    code = "key_budget_exhausted"
+    error = "The monthly budget of this API key is used up"
 
 
 class OrganisationSuspended(RequestRejected):

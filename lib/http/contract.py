@@ -15,6 +15,7 @@ from lib.errors import (
     IdempotencyKeyReused,
     ImageDeleted,
     InsufficientCredits,
+    KeyBudgetExhausted,
     OrganisationSuspended,
     OutcomePending,
     RateLimited,
@@ -30,8 +31,10 @@ from lib.http.models import (
     FailureResponse,
     GenerateResponse,
     InsufficientCreditsResponse,
+    UsageResponse,
     decode_base64,
     parse_idempotency_key,
+    parse_month,
 )
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.http.routes.common import (
@@ -147,8 +150,8 @@ _GENERATE = Operation(
         error_response("The request is invalid", _BAD_REQUESTS, ErrorResponse, CHARGED),
         error_response(*UNAUTHORIZED, CHARGED),
         error_response(
-            "Not enough credits",
-            (InsufficientCredits(CREDITS_PER_IMAGE, 2),),
+            "Not enough credits, or the monthly budget of the API key is used up",
+            (InsufficientCredits(CREDITS_PER_IMAGE, 2), KeyBudgetExhausted(CREDITS_PER_IMAGE, 0)),
             InsufficientCreditsResponse,
             CHARGED,
         ),
@@ -213,9 +216,69 @@ _CREDITS = Operation(
     ),
 )
 
+_USAGE = Operation(
+    method="GET",
+    path="/api/v1/billing/usage",
+    tag="Credits",
+    name="getUsage",
+    summary="Get a month's usage by API key",
+    description=(
+        "Counts the requests of a month, in UTC, that are charged or in progress. A rotated key "
+        "spends from the budget of the key that it replaces, and both are one entry."
+    ),
+    parameters=(
+        {
+            "name": "month",
+            "in": "query",
+            "required": False,
+            "description": "The month, such as `2026-11`; the current one by default",
+            "schema": {"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$"},
+        },
+    ),
+    responses=(
+        ResponseSpec(
+            200,
+            "The usage of the month, in all and by key",
+            UsageResponse,
+            {
+                "usage": {
+                    "month": "2026-11",
+                    "credits": 45,
+                    "images": 9,
+                    "keys": [
+                        {
+                            "id": "key_3fZk0W9xQvTb",
+                            "name": "ci",
+                            "credits": 45,
+                            "images": 9,
+                            "monthlyBudget": 500,
+                        },
+                        {
+                            "id": "key_8hQm2Lr7YcNd",
+                            "name": None,
+                            "credits": 0,
+                            "images": 0,
+                            "monthlyBudget": None,
+                        },
+                    ],
+                }
+            },
+        ),
+        error_response(
+            "The month is invalid",
+            (refusal(lambda: parse_month({"month": "november"})),),
+            ErrorResponse,
+        ),
+        error_response(*UNAUTHORIZED),
+        error_response(*TOO_MANY_READS),
+        error_response(*UNAVAILABLE),
+    ),
+)
+
 OPERATIONS: tuple[Operation, ...] = (
     _GENERATE,
     _CREDITS,
+    _USAGE,
     GENERATION,
     RECEIPT,
     DELETE,

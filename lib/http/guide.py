@@ -76,6 +76,7 @@ def guide(support_url: str | None = None, model: str | None = None) -> Guide:
         _IDEMPOTENCY,
         _ASYNCHRONOUS,
         _CREDITS,
+        _USAGE,
         _RATE_LIMITS,
         _HEADERS,
         _PAGINATION,
@@ -276,7 +277,9 @@ _CREDITS = Section(
         (
             "If the balance is below the price the response is a 402 with `creditsRequired` (the "
             "price) and `creditsRemaining` (the balance). Nothing was held, and nothing was sent "
-            "to the model. Whole images only: a balance of 2 buys none."
+            "to the model. Whole images only: a balance of 2 buys none. With `X-Error-Code: "
+            "key_budget_exhausted` it is the key's monthly budget that is short, and "
+            "`creditsRemaining` is what that has left."
         ),
         Code(
             "json",
@@ -286,6 +289,20 @@ _CREDITS = Section(
         (
             "A refund puts the credits back into the same balance before the response is sent, or "
             f"within {REFUNDED_WITHIN_S // 60} minutes."
+        ),
+    ),
+)
+
+_USAGE = Section(
+    "usage",
+    "Usage and budgets",
+    (
+        (
+            "`GET /api/v1/billing/usage?month=YYYY-MM` returns what the month's requests cost, in "
+            "all and by API key: charged, or in progress. A refund takes its credits out again. "
+            "Months are in UTC, and the current one is the default. A key may have a monthly "
+            "budget, `monthlyBudget`; `null` is no limit. A rotated key spends from the budget of "
+            "the key that it replaces, and both are one entry."
         ),
     ),
 )
@@ -304,9 +321,10 @@ _RATE_LIMITS = Section(
         ),
         (
             "What costs nothing has limits of its own, which each process of the service keeps: "
-            f"{READS_PER_S} reads a second after the first {READS_AT_ONCE}, and {UNPAID_PER_S} "
-            f"generate requests a second that are refused or replayed, after the first "
-            f"{UNPAID_AT_ONCE}. Until the second is over, every generate request is then a 429."
+            f"{READS_PER_S} reads a second after the first {READS_AT_ONCE}, and for each API key "
+            f"{UNPAID_PER_S} generate requests a second that are refused or replayed, after the "
+            f"first {UNPAID_AT_ONCE}. Until the second is over, every generate request of that key "
+            "is then a 429."
         ),
         Table(
             ("policy", "what it counts", "limit"),

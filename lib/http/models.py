@@ -37,11 +37,14 @@ __all__ = [
     "InsufficientCreditsResponse",
     "Jwk",
     "JwksResponse",
+    "KeyUsageResponse",
+    "UsageResponse",
     "as_body",
     "cursor_before",
     "decode_base64",
     "parse_history_request",
     "parse_idempotency_key",
+    "parse_month",
 ]
 
 MAX_BODY_BYTES = 64 * 1024
@@ -142,10 +145,15 @@ class ErrorResponse:
 class InsufficientCreditsResponse:
     """The body of a 402: exactly these three fields."""
 
-    error: Literal["Insufficient credits"]
+    error: Literal["Insufficient credits", "The monthly budget of this API key is used up"]
     creditsRequired: Literal[5]
     creditsRemaining: Annotated[
-        int, FieldSpec("The organisation's balance", minimum=0, exclusive_maximum=5)
+        int,
+        FieldSpec(
+            "The organisation's balance, or what the key's monthly budget has left",
+            minimum=0,
+            exclusive_maximum=5,
+        ),
     ]
 
 
@@ -171,6 +179,34 @@ class CreditsResponse:
 
     credits: Annotated[int, FieldSpec("The organisation's credit balance", minimum=0)]
     creditsPerImage: Annotated[Literal[5], FieldSpec("The price of one image")] = CREDITS_PER_IMAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUsageResponse:
+    """One key of ``UsageResponse``."""
+
+    id: Annotated[str, FieldSpec("Id of the key; of the newest one, if it was rotated")]
+    name: Annotated[str | None, FieldSpec("Name of the key, or null")]
+    credits: Annotated[int, FieldSpec("Credits charged or in progress", minimum=0)]
+    images: Annotated[int, FieldSpec("Images made or in progress", minimum=0)]
+    monthlyBudget: Annotated[
+        int | None, FieldSpec("Credits that the key may spend in a month; null is no limit")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageResponse:
+    """The body of ``GET /api/v1/billing/usage``."""
+
+    month: Annotated[str, FieldSpec("The month, in UTC")]
+    credits: Annotated[
+        int, FieldSpec("Credits of the month's requests, charged or in progress", minimum=0)
+    ]
+    images: Annotated[int, FieldSpec("Images made or in progress", minimum=0)]
+    keys: Annotated[
+        list[KeyUsageResponse],
+        FieldSpec("The live keys and those that spent credits in the month, most credits first"),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +276,18 @@ def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
         raise InvalidRequest("invalid_limit", sentence)
     cursor = parameters.get("cursor")
     return HistoryRequest(int(limit), _cursor_ms(cursor) if cursor else None)
+
+
+def parse_month(parameters: Mapping[str, str]) -> str | None:
+    """The month that ``GET /api/v1/billing/usage`` asks for; None if it names none.
+
+    Raises:
+        InvalidRequest: ``month`` is invalid.
+    """
+    month = parameters.get("month")
+    if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
+        raise InvalidRequest("invalid_month", "Invalid month: use YYYY-MM, such as 2026-11")
+    return month
 
 
 def decode_base64(body: str) -> bytes:

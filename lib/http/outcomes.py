@@ -86,6 +86,7 @@ EXPLANATIONS: Mapping[str, Explanation] = {
     "invalid_limit": Explanation(
         f"`limit` is not a whole number from 1 to {MAX_PAGE}.", "Correct `limit`."
     ),
+    "invalid_month": Explanation("`month` is not of the form YYYY-MM.", "Correct `month`."),
     "invalid_cursor": Explanation(
         "`cursor` is not the `nextCursor` of an earlier page.", "Pass `nextCursor` unchanged."
     ),
@@ -96,6 +97,11 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "The balance is below the price of an image.",
         "Buy credits.",
         "not before the organisation has credits",
+    ),
+    "key_budget_exhausted": Explanation(
+        "The API key has spent its monthly budget; `creditsRemaining` is what that has left.",
+        "Wait for the next month in UTC, use another key, or ask the operator.",
+        "not before the next month",
     ),
     "organisation_suspended": Explanation(
         "The operator suspended the organisation: for refused prompts, or a bill.",

@@ -16,10 +16,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lib.clients import error_code
 from lib.keys.format import ALPHABET, fingerprint, is_organisation, new_key
 from lib.keys.records import (
+    MAX_BUDGET,
     KeyRecord,
     StoredKey,
     UnreadableSecret,
     format_time,
+    is_budget,
     is_key_name,
     log_invalid_records,
     parse_record,
@@ -37,6 +39,7 @@ __all__ = [
     "MAX_LIVE_KEYS",
     "MAX_RECORDS",
     "MIN_GRACE",
+    "BudgetsDiffer",
     "EditLost",
     "InvalidArgument",
     "IssuedKey",
@@ -49,8 +52,8 @@ __all__ = [
     "UnknownOrganisation",
 ]
 
-MAX_LIVE_KEYS = 5
-# A record with a name takes about 310 bytes; a secret may hold 64 KiB.
+MAX_LIVE_KEYS = 20
+# A record with all fields takes at most 380 bytes; a secret may hold 64 KiB.
 # Source: "Secrets Manager quotas".
 MAX_RECORDS = 100
 MIN_GRACE = timedelta(seconds=CACHE_S)
@@ -65,10 +68,11 @@ class KeyRingError(Exception):
     """The operation failed; the message tells the operator why and what to do next.
 
     KeyRingError
-    ├── InvalidArgument        the organisation's name, the expiry or the grace period
+    ├── InvalidArgument        a name, the expiry, the budget or the grace period
     ├── UnknownOrganisation
     ├── UnknownKey
     ├── TooManyLiveKeys
+    ├── BudgetsDiffer          one key cannot replace keys with different budgets
     ├── SecretUnusable         it does not hold keys, or is scheduled for deletion
     ├── SecretsManagerFailed   it returned an error, or did not respond
     └── EditLost               another operator kept overwriting the change
@@ -76,7 +80,7 @@ class KeyRingError(Exception):
 
 
 class InvalidArgument(KeyRingError):
-    """The organisation's name, the expiry or the grace period is invalid."""
+    """A name, the expiry, the budget or the grace period is invalid."""
 
 
 class UnknownOrganisation(KeyRingError):
@@ -89,6 +93,10 @@ class UnknownKey(KeyRingError):
 
 class TooManyLiveKeys(KeyRingError):
     """The organisation has ``MAX_LIVE_KEYS`` live keys already."""
+
+
+class BudgetsDiffer(KeyRingError):
+    """One key cannot replace keys that have different budgets."""
 
 
 class SecretUnusable(KeyRingError):
@@ -139,25 +147,33 @@ class KeyRing:
         self._sleep = sleep
 
     def issue(
-        self, organisation: str, *, name: str | None = None, expires_at: datetime | None = None
+        self,
+        organisation: str,
+        *,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+        monthly_budget: int | None = None,
     ) -> IssuedKey:
         """Issues a key, which cannot be read again later. Creates the secret if it is missing.
 
         ``name`` tells keys apart for people. ``expires_at`` is aware and is stored to the second.
+        ``monthly_budget`` is in credits; None sets no limit.
 
         Raises:
-            InvalidArgument: a name is invalid, or the expiry is naive or not in the future.
+            InvalidArgument: a name or the budget is invalid, or the expiry is naive or not in the
+                future.
             TooManyLiveKeys: the organisation has ``MAX_LIVE_KEYS`` live keys already.
             SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
         """
         now = self._now()
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise InvalidArgument("the expiry must be in the future and state its UTC offset")
-        if name is not None and not is_key_name(name):
-            raise InvalidArgument("a key's name is 1 to 64 of a-z, A-Z, 0-9 and ._:-")
+        _require_key_name(name)
+        _require_budget(monthly_budget)
         _require_organisation(organisation)
         issued = IssuedKey(_new_id(), new_key(organisation))
         record = _record_to_store(issued, now, expires_at, name)
+        record["monthlyBudget"] = monthly_budget
 
         def edit(keys: _Keys) -> _Keys:
             return _with_added(organisation, keys, record, now)
@@ -176,10 +192,21 @@ class KeyRing:
         if document is None:
             raise _unknown(organisation)
         log_invalid_records(organisation, document["keys"])
-        return sorted(valid_records(document["keys"]), key=lambda record: record.created_at)
+        return _oldest_first(document["keys"])
 
-    def rotate(self, organisation: str, *, grace: timedelta) -> IssuedKey | None:
-        """Issues a key and expires every other live key after ``grace``, or at its own expiry.
+    def rotate(
+        self,
+        organisation: str,
+        *,
+        grace: timedelta,
+        key_id: str | None = None,
+        name: str | None = None,
+    ) -> IssuedKey | None:
+        """Issues a key and expires those that it replaces after ``grace``, or at their own expiry.
+
+        It replaces the key ``key_id`` and those of the same meter, or every key. A rotated key
+        spends from the budget of the key that it replaces: it has the meter, the budget and,
+        without a ``name`` of its own, the name of the newest of them.
 
         One write does both, so a rotation is never partial. Returns None, having changed nothing,
         if the keys are rotated already: the newest live key is younger than ``grace`` and has no
@@ -188,23 +215,52 @@ class KeyRing:
         never displayed, because the terminal died, revoke it and rotate again.
 
         Raises:
-            InvalidArgument: the name is invalid, or ``grace`` is not between ``MIN_GRACE`` and
+            InvalidArgument: a name is invalid, or ``grace`` is not between ``MIN_GRACE`` and
                 ``MAX_GRACE``. (To end a leaked key immediately, issue another and revoke it.)
+            UnknownKey: the organisation has no key ``key_id``, or its record is invalid.
+            BudgetsDiffer: without ``key_id``, keys of several meters, and some have a budget.
             TooManyLiveKeys: there is no room for the new key; nothing was changed.
             UnknownOrganisation, SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
         """
         if not MIN_GRACE <= grace <= MAX_GRACE:
             raise InvalidArgument("the grace period must be between one minute and 90 days")
+        _require_key_name(name)
         now = self._now()
         _require_organisation(organisation)
         issued = IssuedKey(_new_id(), new_key(organisation))
-        record = _record_to_store(issued, now, None, None)
+        record = _record_to_store(issued, now, None, name)
 
         def edit(keys: _Keys) -> _Keys:
-            return _rotated(organisation, keys, record, now, grace)
+            others = [each for each in _oldest_first(keys) if each.id != issued.id]
+            replaced = _replaced(organisation, others, key_id, now)
+            return _rotated(organisation, keys, record, replaced, now, grace)
 
         keys = self._change(organisation, edit)
         return issued if _has(keys, issued.id) else None
+
+    def set_budget(self, organisation: str, key_id: str, monthly_budget: int | None) -> KeyRecord:
+        """Sets the monthly budget of a key and of all with the same meter. Idempotent.
+
+        Every process knows it within 60 s. None sets no limit.
+
+        Raises:
+            UnknownKey: the organisation has no such key, or its record is invalid.
+            InvalidArgument: the budget or the organisation's name is invalid.
+            UnknownOrganisation, SecretUnusable, SecretsManagerFailed, EditLost: see these classes.
+        """
+        _require_budget(monthly_budget)
+
+        def edit(keys: _Keys) -> _Keys:
+            meter = _named(organisation, valid_records(keys), key_id).meter
+            return [
+                {**stored, "monthlyBudget": monthly_budget}
+                if (found := parse_record(stored)) is not None and found.meter == meter
+                else stored
+                for stored in keys
+            ]
+
+        keys = self._change(organisation, edit)
+        return _named(organisation, valid_records(keys), key_id)
 
     def revoke(self, organisation: str, key_id: str) -> KeyRecord:
         """Revokes a key, which every process rejects within 60 s. Idempotent.
@@ -220,7 +276,7 @@ class KeyRing:
             return _revoked(organisation, keys, key_id, now)
 
         keys = self._change(organisation, edit)
-        return next(record for record in valid_records(keys) if record.id == key_id)
+        return _named(organisation, valid_records(keys), key_id)
 
     def _now(self) -> datetime:
         """The current time in UTC, to the second, as records store it."""
@@ -362,6 +418,18 @@ def _has(keys: _Keys, key_id: str) -> bool:
     return any(record.id == key_id for record in valid_records(keys))
 
 
+def _named(organisation: str, records: list[KeyRecord], key_id: str) -> KeyRecord:
+    """The record with the id ``key_id``.
+
+    Raises:
+        UnknownKey: there is none.
+    """
+    for record in records:
+        if record.id == key_id:
+            return record
+    raise UnknownKey(f"{organisation} has no key with that id; list its keys to see the ids")
+
+
 def _with_added(organisation: str, keys: _Keys, added: StoredKey, now: datetime) -> _Keys:
     """``keys`` and ``added``, pruned.
 
@@ -396,37 +464,70 @@ def _pruned(keys: _Keys, now: datetime) -> _Keys:
     return [stored for at, stored in enumerate(keys) if at not in ends or at in kept]
 
 
-def _rotated(
-    organisation: str, keys: _Keys, added: StoredKey, now: datetime, grace: timedelta
-) -> _Keys:
-    """``keys`` and ``added``, with every other live key expiring by ``now + grace``.
+def _oldest_first(keys: _Keys) -> list[KeyRecord]:
+    return sorted(valid_records(keys), key=lambda record: record.created_at)
 
-    Unchanged if they are rotated already.
+
+def _replaced(
+    organisation: str, records: list[KeyRecord], key_id: str | None, now: datetime
+) -> list[KeyRecord]:
+    """Those of ``records`` that a rotation replaces, live and dead.
+
+    Raises:
+        UnknownKey, BudgetsDiffer: see ``KeyRing.rotate``.
+    """
+    if key_id is not None:
+        meter = _named(organisation, records, key_id).meter
+        return [record for record in records if record.meter == meter]
+    live = [record for record in records if record.is_live(now)]
+    has_budgets = any(record.monthly_budget is not None for record in live)
+    if has_budgets and len({record.meter for record in live}) > 1:
+        raise BudgetsDiffer(
+            f"one key cannot continue the budgets of several keys of {organisation}; "
+            "rotate them one by one, by their ids"
+        )
+    return records
+
+
+def _rotated(
+    organisation: str,
+    keys: _Keys,
+    added: StoredKey,
+    replaced: list[KeyRecord],
+    now: datetime,
+    grace: timedelta,
+) -> _Keys:
+    """``keys`` and ``added``, with the live ones of ``replaced`` expiring by ``now + grace``.
+
+    ``replaced`` is sorted by age. Unchanged if they are rotated already.
 
     Raises:
         TooManyLiveKeys: there is no room for ``added``.
     """
-    if not _has(keys, added["id"]) and _is_rotated(keys, now, grace):
+    live = [record for record in replaced if record.is_live(now)]
+    if not _has(keys, added["id"]) and _is_rotated(live, now, grace):
         return keys
     ends_at = now + grace
+    expiring = {
+        record.id for record in live if record.expires_at is None or record.expires_at > ends_at
+    }
+    # Without a live one, the newest dead one: its budget must not end with it.
+    for newest in (live or replaced)[-1:]:
+        added = added | {
+            "name": added["name"] or newest.name,
+            "monthlyBudget": newest.monthly_budget,
+            "meter": newest.meter,
+        }
+    return [
+        {**stored, "expiresAt": format_time(ends_at)}
+        if (record := parse_record(stored)) is not None and record.id in expiring
+        else stored
+        for stored in _with_added(organisation, keys, added, now)
+    ]
 
-    def expiring(stored: StoredKey) -> StoredKey:
-        record = parse_record(stored)
-        if record is None or record.id == added["id"] or not record.is_live(now):
-            return stored
-        if record.expires_at is not None and record.expires_at <= ends_at:
-            return stored
-        return {**stored, "expiresAt": format_time(ends_at)}
 
-    return [expiring(stored) for stored in _with_added(organisation, keys, added, now)]
-
-
-def _is_rotated(keys: _Keys, now: datetime, grace: timedelta) -> bool:
-    """Whether the keys are rotated already, as ``KeyRing.rotate`` defines it."""
-    live = sorted(
-        (record for record in valid_records(keys) if record.is_live(now)),
-        key=lambda record: record.created_at,
-    )
+def _is_rotated(live: list[KeyRecord], now: datetime, grace: timedelta) -> bool:
+    """Whether the keys, sorted by age, are rotated already, as ``KeyRing.rotate`` defines it."""
     if not live[1:]:
         return False
     *older, newest = live
@@ -443,8 +544,7 @@ def _revoked(organisation: str, keys: _Keys, key_id: str, now: datetime) -> _Key
     Raises:
         UnknownKey: there is no such key.
     """
-    if not _has(keys, key_id):
-        raise UnknownKey(f"{organisation} has no key with that id; list its keys to see the ids")
+    _named(organisation, valid_records(keys), key_id)
 
     def revoked(stored: StoredKey) -> StoredKey:
         record = parse_record(stored)
@@ -462,3 +562,15 @@ def _require_organisation(organisation: str) -> None:
             "an organisation's name is 1 to 63 of a-z, 0-9, _ and -, "
             "and begins with a letter or a digit"
         )
+
+
+def _require_key_name(name: str | None) -> None:
+    """Raises ``InvalidArgument`` unless ``name`` can be the name of a key."""
+    if name is not None and not is_key_name(name):
+        raise InvalidArgument("a key's name is 1 to 64 of a-z, A-Z, 0-9 and ._:-")
+
+
+def _require_budget(monthly_budget: int | None) -> None:
+    """Raises ``InvalidArgument`` unless ``monthly_budget`` can be a budget, or none."""
+    if monthly_budget is not None and not is_budget(monthly_budget):
+        raise InvalidArgument(f"a key's budget is 0 to {MAX_BUDGET} credits a month")

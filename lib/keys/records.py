@@ -4,12 +4,14 @@ The secret named ``<prefix><organisation>`` holds
 
     {"keys": [{"id": "key_3fZk0W9xQvTb", "sha256": "<64 hex digits, of the whole key>",
                "createdAt": "2026-11-22T22:10:00Z", "expiresAt": null, "revokedAt": null,
-               "name": "ci"}]}
+               "name": "ci", "monthlyBudget": 500, "meter": "key_3fZk0W9xQvTb"}]}
 
-All fields but the name are required. Times are ISO 8601 with an offset; the last two of them may be
-null. A record that breaks these rules never authenticates, and is preserved when the secret is
-rewritten. Reserve the prefix for these secrets: any other secret under it could be read as an
-organisation's.
+The last three fields may be missing. Times are ISO 8601 with an offset; the last two of them may be
+null. ``monthlyBudget`` is in credits; null sets no limit. ``meter`` counts what the key spends: a
+key that replaces another by rotation has the meter of the other, and any other key its own id. A
+record that breaks these rules never authenticates, and is preserved when the secret is rewritten;
+only an invalid name is ignored. Reserve the prefix for these secrets: any other secret under it
+could be read as an organisation's.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ import logging
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:  # the stubs are a development dependency and are not deployed
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 __all__ = [
+    "MAX_BUDGET",
     "KeyRecord",
     "StoredKey",
     "UnreadableSecret",
     "format_time",
+    "is_budget",
     "is_key_name",
     "log_invalid_records",
     "parse_record",
@@ -39,6 +43,8 @@ __all__ = [
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_METER = re.compile(r"[\x21-\x7e]{1,256}")
+MAX_BUDGET = 999_999_999
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,7 +52,8 @@ _LOG = logging.getLogger(__name__)
 class KeyRecord:
     """The record of one key, without the key itself. Times are aware, to the second.
 
-    ``name`` is what the operator called it, if anything.
+    ``name`` is what the operator called it, if anything. ``meter`` counts what it spends, and
+    ``monthly_budget`` limits that, in credits; None sets no limit.
     """
 
     id: str
@@ -54,7 +61,9 @@ class KeyRecord:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    meter: str
     name: str | None = None
+    monthly_budget: int | None = None
 
     def is_live(self, now: datetime) -> bool:
         """Whether the key is valid at ``now``: neither revoked nor expired."""
@@ -112,7 +121,11 @@ def parse_record(stored: object) -> KeyRecord | None:
             pass
         case _:
             return None
-    name = others.get("name")
+    name, budget = others.get("name"), others.get("monthlyBudget")
+    meter = others.get("meter", key_id)
+    # Ignoring an invalid budget would lift the limit, and so would a meter of its own.
+    if not (budget is None or is_budget(budget)) or not is_meter(meter):
+        return None
     try:
         return KeyRecord(
             id=key_id,
@@ -120,7 +133,9 @@ def parse_record(stored: object) -> KeyRecord | None:
             created_at=_parse_time(created_at),
             expires_at=None if expires_at is None else _parse_time(expires_at),
             revoked_at=None if revoked_at is None else _parse_time(revoked_at),
+            meter=meter,
             name=name if isinstance(name, str) else None,
+            monthly_budget=budget,
         )
     except ValueError:
         return None
@@ -129,6 +144,16 @@ def parse_record(stored: object) -> KeyRecord | None:
 def is_key_name(text: str) -> bool:
     """Whether ``text`` can be the name of a key."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_budget(value: object) -> TypeGuard[int]:
+    """Whether ``value`` can be a monthly budget: whole credits, from 0 to ``MAX_BUDGET``."""
+    return type(value) is int and 0 <= value <= MAX_BUDGET
+
+
+def is_meter(value: object) -> TypeGuard[str]:
+    """Whether ``value`` can be the id of a meter, which is part of a row's key."""
+    return isinstance(value, str) and _METER.fullmatch(value) is not None
 
 
 def valid_records(keys: list[StoredKey]) -> list[KeyRecord]:

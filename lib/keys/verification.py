@@ -53,10 +53,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VerifiedKey:
-    """A live key: whose it is, and its id in the operator's key ring."""
+    """A live key: whose it is, its id in the operator's key ring, its meter and its budget.
+
+    ``monthly_budget`` is in credits; None sets no limit.
+    """
 
     organisation: str
     id: str
+    meter: str
+    monthly_budget: int | None = None
 
 
 class DeadKey(Unauthorized):
@@ -87,6 +92,7 @@ class KeyVerifier:
     which exist:
 
     - a revoked key is rejected within 60 s, an expired one immediately;
+    - a changed budget counts within 60 s;
     - a new key works within 5 s: a key that is not in the cache triggers a lookup if the cached
       keys are older than that, so guessing costs an organisation at most one lookup in 5 s;
     - an organisation's first key works immediately, or within 5 s if one of its keys was tried
@@ -135,7 +141,15 @@ class KeyVerifier:
         live = next((record for record in matching if record.is_live(now)), None)
         if live is None:
             raise DeadKey(organisation, matching[0].id)
-        return VerifiedKey(organisation, live.id)
+        return VerifiedKey(organisation, live.id, live.meter, live.monthly_budget)
+
+    def records(self, organisation: str) -> Sequence[KeyRecord]:
+        """The organisation's keys, live and dead, as they were at most 60 s ago.
+
+        Raises:
+            ServiceUnavailable: Secrets Manager failed, or the secret is malformed.
+        """
+        return self._records(organisation, CACHE_S)
 
     def _records(self, organisation: str, max_age_s: float) -> Sequence[KeyRecord]:
         """The keys of ``organisation``, at most ``max_age_s`` old; none if it does not exist.

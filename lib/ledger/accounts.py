@@ -20,7 +20,7 @@ from lib.ledger.rows import (
     string,
 )
 from lib.ledger.table import ConditionFailed, Reason, Table
-from lib.ledger.usage import Usage, added_up
+from lib.ledger.usage import Usage, usage_of_month
 
 if TYPE_CHECKING:
     from lib.ledger.image_audit import ImageReport
@@ -228,20 +228,9 @@ class Accounts:
         }
         return map(Generation.from_item, self._table.query(query, deadline))
 
-    def usage(self, organisation: str, first_ms: int, last_ms: int, deadline: Deadline) -> Usage:
-        """What the organisation used in a time, of which both ends (epoch milliseconds) count."""
-        query: dict[str, Any] = {
-            "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
-            "ExpressionAttributeNames": {"#status": "status"},
-            "ExpressionAttributeValues": {
-                ":pk": account_key(organisation)["pk"],
-                ":first": generation_key(organisation, first_ms)["sk"],
-                ":last": generation_key(organisation, last_ms)["sk"],
-            },
-            "ProjectionExpression": "#status, credits",
-            "ConsistentRead": True,
-        }
-        return added_up(self._table.query(query, deadline))
+    def usage(self, organisation: str, month: str, deadline: Deadline) -> Iterator[Usage]:
+        """What the organisation's API keys spent in a month such as ``2026-11``."""
+        return usage_of_month(self._table, organisation, month, deadline)
 
     def audit(self, organisation: str, deadline: Deadline) -> AuditReport:
         """Compares the organisation's rows with its account; see ``lib.ledger.audit``."""

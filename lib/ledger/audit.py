@@ -5,7 +5,13 @@
     taken = the price of every generation, and the grants that took credits
     returned = the price of every refunded generation
 
-so grants = credits + the price of every reserved and settled generation. Besides,
+so grants = credits + the price of every reserved and settled generation. In each usage row, too,
+credits = taken - returned, and by the rows
+
+    taken = the price of every generation of its meter and month
+    returned = the price of every refunded one of these
+
+Besides,
 
     credits never go below 0
     a generation ends settled or refunded, two minutes after its lease at the latest
@@ -13,14 +19,15 @@ so grants = credits + the price of every reserved and settled generation. Beside
     an organisation that has rows has an account, and is listed
 
 The rows of a busy account can't be read at one instant. The audit reads old generations once, and
-then *windows*: the account (``before``), the rows that can still change, the account (``after``).
+then *windows*: the account and the usage rows (``before``), the rows that can still change, the
+account and the usage rows (``after``).
 
 Old is what was created ``CAN_CHANGE_S`` before the audit began. No reservation gets such a time any
 more: clocks differ by ``MAX_CLOCK_SKEW_S`` at most, and a reservation commits within seconds of the
 time in its key. An old generation that has ended is final; one that is reserved belongs to the
 windows, and so does every grant.
 
-Reserve, refund and grant change a counter and a row in one transaction, and no row is deleted. So
+Reserve, refund and grant change counters and a row in one transaction, and no row is deleted. So
 the rows, read after ``before``, hold all that it counts; and read before ``after``, nothing that it
 does not count. For each counter and the sum over the rows:
 
@@ -42,7 +49,7 @@ Transactions: How it works", read-committed isolation). So a disagreement is bel
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -66,6 +73,7 @@ from lib.ledger.rows import (
     string,
 )
 from lib.ledger.table import Table
+from lib.ledger.usage import Usage, month_of
 
 __all__ = ["AuditReport", "Auditor", "audit_of"]
 
@@ -77,11 +85,6 @@ MAX_WINDOWS = 8
 MAX_SERIES = 3
 MAX_FINDINGS = 1000
 _NO_ACCOUNT = Account(0, 0, 0, 0, 0, 0, 0)
-_SENTENCES = {
-    "granted": "the rows hold {} credits {} granted than the account",
-    "taken": "the rows hold {} credits {} taken than the account",
-    "returned": "the rows hold {} credits {} returned than the account",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,9 @@ class AuditReport:
     """The figures and findings.
 
     ``granted`` is what grants added, less what they took. ``drift`` is in credits; above 0, credits
-    came from nowhere. ``slack`` is how many credits of drift could still be hidden, because more
-    requests than could be told apart came in during the audit; 0 on all but the busiest accounts.
+    came from nowhere. ``slack`` is how many credits of drift, of the account or of a usage row,
+    could still be hidden, because more requests than could be told apart came in during the audit;
+    0 on all but the busiest accounts.
     """
 
     organisation: str
@@ -118,6 +122,7 @@ class Seen(NamedTuple):
     idempotency_key: str | None
     due_at: int | None
     seen_at: float
+    meter: str | None
 
 
 @dataclass(slots=True)
@@ -126,6 +131,7 @@ class Books:
 
     counts: Counter[Status] = field(default_factory=Counter)
     credits: Counter[Status] = field(default_factory=Counter)
+    counters: "Counters" = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     _times_ms: "array[int]" = field(default_factory=lambda: array("q"))
     _charged_ms: dict[str, int] = field(default_factory=dict)
@@ -135,6 +141,7 @@ class Books:
         """Counts a generation; the later ones come later."""
         self.counts[row.status] += 1
         self.credits[row.status] += row.credits
+        _count(self.counters, row)
         insort(self._times_ms, row.created_ms)
         if row.status is Status.SETTLED and row.idempotency_key is not None:
             self._charge(row.idempotency_key, row.created_ms)
@@ -166,11 +173,41 @@ class Books:
 
 
 @dataclass(slots=True)
-class Window:
-    """The rows that can still change, and the account before and after they were read."""
+class Standing:
+    """The account and the usage rows, by month and meter, each as it was at one instant."""
 
-    before: Account | None
-    after: Account | None = None
+    account: Account | None
+    usage: dict[str, Usage] = field(default_factory=dict)
+    malformed: list[str] = field(default_factory=list)
+
+    def add(self, item: Item) -> None:
+        """Takes in a usage row."""
+        try:
+            usage = Usage.from_item(item)
+        except (KeyError, ValueError):
+            self.malformed.append(_malformed(item))
+        else:
+            self.usage[_counted_by(usage.month, usage.meter)] = usage
+
+    def counters(self) -> "Counters":
+        """The counters that only grow."""
+        account = self.account or _NO_ACCOUNT
+        counters: Counters = Counter()
+        counters["granted", ACCOUNT] = account.granted
+        counters["taken", ACCOUNT] = account.taken
+        counters["returned", ACCOUNT] = account.returned
+        for owner, usage in self.usage.items():
+            counters["taken", owner] = usage.taken
+            counters["returned", owner] = usage.returned
+        return counters
+
+
+@dataclass(slots=True)
+class Window:
+    """The rows that can still change, and what counts them before and after they were read."""
+
+    before: Standing
+    after: Standing
     generations: list[Seen] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     grants_added: int = 0
@@ -189,15 +226,14 @@ class Window:
         except (KeyError, ValueError):
             self.malformed.append(_malformed(item))
 
-    def rows(self, ended: Books) -> dict[str, int]:
+    def counters(self, ended: Books) -> "Counters":
         """The counters as these rows and those that had ``ended`` say."""
-        returned = sum(each.credits for each in self.generations if each.status is Status.REFUNDED)
-        taken = sum(each.credits for each in self.generations)
-        return {
-            "granted": self.grants_added,
-            "taken": ended.credits.total() + taken + self.grants_took,
-            "returned": ended.credits[Status.REFUNDED] + returned,
-        }
+        counters = ended.counters.copy()
+        counters["granted", ACCOUNT] += self.grants_added
+        counters["taken", ACCOUNT] += self.grants_took
+        for each in self.generations:
+            _count(counters, each)
+        return counters
 
 
 @dataclass(slots=True)
@@ -213,7 +249,10 @@ class Difference:
         return self.least if self.least > 0 else min(self.most, 0)
 
 
-Differences = dict[str, Difference]
+ACCOUNT = "the account"
+Counters = Counter[tuple[str, str]]
+"""Credits by counter, such as ``taken``, and by what has it: the account, or a usage row."""
+Differences = dict[tuple[str, str], Difference]
 
 
 class Auditor:
@@ -273,7 +312,8 @@ class Auditor:
         """The last of some windows, and the differences that all of them allow."""
         found: Differences = {}
         for number in count(1):
-            window = Window(self._account(organisation, deadline))
+            before = self._standing(organisation, deadline, account_last=True)
+            window = Window(before, before)
             for item in self._rows(
                 organisation, _sort_key(since_ms), "GRANT$", deadline, newest_first=number % 2 == 0
             ):
@@ -282,7 +322,7 @@ class Auditor:
                 again = self._table.get(generation_key(organisation, created_ms), deadline)
                 if again is not None:
                     window.add(again, self._clock())
-            window.after = self._account(organisation, deadline)
+            window.after = self._standing(organisation, deadline, account_last=False)
             _narrow(found, window, ended)
             if number == MAX_WINDOWS or all(each.least >= each.most for each in found.values()):
                 return window, found
@@ -295,6 +335,15 @@ class Auditor:
             key = generation_key(organisation, created_ms)
             if not books.knows(created_ms) and self._table.get(key, deadline) is None:
                 yield f"an idempotency row names generation {created_ms}, which does not exist"
+
+    def _standing(self, organisation: str, deadline: Deadline, *, account_last: bool) -> Standing:
+        # The account is read next to the rows, so that least happens between the two.
+        standing = Standing(None if account_last else self._account(organisation, deadline))
+        for item in self._rows(organisation, "USAGE#", "USAGE$", deadline):
+            standing.add(item)
+        if account_last:
+            standing.account = self._account(organisation, deadline)
+        return standing
 
     def _account(self, organisation: str, deadline: Deadline) -> Account | None:
         item = self._table.get(account_key(organisation), deadline)
@@ -317,7 +366,9 @@ class Auditor:
                 ":first": string(first),
                 ":last": string(last),
             },
-            "ProjectionExpression": "sk, #status, credits, idempotencyKey, dueAt, generation",
+            "ProjectionExpression": (
+                "sk, #status, credits, idempotencyKey, dueAt, generation, meter, taken, returned"
+            ),
             "ExpressionAttributeNames": {"#status": "status"},
             "ConsistentRead": True,
             "ScanIndexForward": not newest_first,
@@ -330,11 +381,15 @@ def audit_of(
     organisation: str, account: Account | None, items: Iterable[Item], now_s: int, *, listed: bool
 ) -> AuditReport:
     """The report on an organisation that is at rest, from all items under its partition key."""
-    window, ended, claims = Window(account, account), Books(), []
+    standing = Standing(account)
+    window, ended, claims = Window(standing, standing), Books(), []
     for item in items:
         window.add(item, now_s)
-        if str(item["sk"]["S"]).startswith("IDEM#"):
+        kind = str(item["sk"]["S"]).partition("#")[0]
+        if kind == "IDEM":
             claims.append(int(item["generation"]["N"]))
+        elif kind == "USAGE":
+            standing.add(item)
     found: Differences = {}
     _narrow(found, window, ended)
     _close(ended, window)
@@ -348,9 +403,10 @@ def audit_of(
 
 def _narrow(found: Differences, window: Window, ended: Books) -> None:
     """Takes into ``found`` what the window says about each difference."""
-    before, after = window.before or _NO_ACCOUNT, window.after or _NO_ACCOUNT
-    for name, rows in window.rows(ended).items():
-        least, most = rows - getattr(after, name), rows - getattr(before, name)
+    rows = window.counters(ended)
+    before, after = window.before.counters(), window.after.counters()
+    for name in rows.keys() | after.keys():
+        least, most = rows[name] - after[name], rows[name] - before[name]
         known = found.setdefault(name, Difference(least, most))
         known.least, known.most = max(known.least, least), min(known.most, most)
 
@@ -359,19 +415,23 @@ def _close(books: Books, window: Window) -> None:
     """Adds the window's generations to those that had ended before it."""
     for row in sorted(window.generations):
         books.add(row)
-    books.findings += window.malformed
+    books.findings += [*window.malformed, *window.after.malformed]
 
 
 def _report(
     organisation: str, books: Books, window: Window, found: Differences, *, listed: bool
 ) -> AuditReport:
-    account = window.after or _NO_ACCOUNT
+    account = window.after.account or _NO_ACCOUNT
     counted = account.granted - account.taken + account.returned
-    granted, taken, returned = (found[name].certain for name in _SENTENCES)
-    findings = [*_account_findings(window.after, counted, listed=listed), *books.findings]
-    for name, sentence in _SENTENCES.items():
-        if certain := found[name].certain:
-            findings.append(sentence.format(abs(certain), "more" if certain > 0 else "fewer"))
+    granted, taken, returned = (
+        found[name, ACCOUNT].certain for name in ("granted", "taken", "returned")
+    )
+    findings = [*_account_findings(window.after.account, counted, listed=listed), *books.findings]
+    findings += _usage_findings(window.after.usage)
+    for (name, owner), difference in sorted(found.items()):
+        if certain := difference.certain:
+            more = "more" if certain > 0 else "fewer"
+            findings.append(f"the rows hold {abs(certain)} credits {more} {name} than {owner}")
     left = len(findings) - MAX_FINDINGS
     return AuditReport(
         organisation=organisation,
@@ -381,9 +441,16 @@ def _report(
         settled=books.counts[Status.SETTLED],
         refunded=books.counts[Status.REFUNDED],
         drift=account.credits - counted - granted + taken - returned,
-        slack=sum(max(0, each.most - each.least) for each in found.values()),
+        slack=_slack(found),
         findings=(*findings[:MAX_FINDINGS], *([f"{left} more"] if left > 0 else [])),
     )
+
+
+def _slack(found: Differences) -> int:
+    slack: Counter[str] = Counter()
+    for (_, owner), each in found.items():
+        slack[owner] += max(0, each.most - each.least)
+    return max(slack.values())
 
 
 def _account_findings(account: Account | None, counted: int, *, listed: bool) -> Iterator[str]:
@@ -397,20 +464,43 @@ def _account_findings(account: Account | None, counted: int, *, listed: bool) ->
         yield "it is not listed, so an audit of all organisations leaves it out"
 
 
+def _usage_findings(usage: Mapping[str, Usage]) -> Iterator[str]:
+    for owner, each in usage.items():
+        counted = each.taken - each.returned
+        if each.credits != counted:
+            yield f"{owner} is {each.credits}, but taken - returned is {counted}"
+        elif each.credits < 0:
+            yield f"{owner} is {each.credits}"
+
+
+def _counted_by(month: str, meter: str) -> str:
+    return f"the usage of {meter} in {month}"
+
+
+def _count(counters: Counters, row: Seen) -> None:
+    owners = (ACCOUNT,) if row.meter is None else (ACCOUNT, row.meter)
+    for owner in owners:
+        counters["taken", owner] += row.credits
+        if row.status is Status.REFUNDED:
+            counters["returned", owner] += row.credits
+
+
 def _sort_key(created_ms: int) -> str:
     return f"GEN#{created_ms:013d}"
 
 
 def _seen(item: Item, now_s: float) -> Seen:
     """Raises ``KeyError`` or ``ValueError`` if the row is malformed."""
-    due_at, key = item.get("dueAt"), item.get("idempotencyKey")
+    due_at, key, meter = item.get("dueAt"), item.get("idempotencyKey"), item.get("meter")
+    created_ms = int(item["sk"]["S"].removeprefix("GEN#"))
     return Seen(
-        created_ms=int(item["sk"]["S"].removeprefix("GEN#")),
+        created_ms=created_ms,
         status=Status(item["status"]["S"]),
         credits=int(item["credits"]["N"]),
         idempotency_key=None if key is None else str(key["S"]),
         due_at=None if due_at is None else int(due_at["N"]),
         seen_at=now_s,
+        meter=None if meter is None else _counted_by(month_of(created_ms // 1000), meter["S"]),
     )
 
 

@@ -1,9 +1,11 @@
 """The money protocol: reserve, extend the lease, settle, refund; and an organisation's own reads.
 
-    reserve       one transaction: debit the account, put the generation, put the idempotency row
+    reserve       one transaction: debit the account, put the generation, put the idempotency row,
+                  count the price in the usage of the API key
     extend lease  one update of the generation: the process that draws it has until then
     settle        one update of the generation; the account is not touched
-    refund        one transaction: reserved -> refunded, and the account gets its credits back
+    refund        one transaction: reserved -> refunded, and the account and the usage get the
+                  credits back
 
 A generation leaves ``reserved`` exactly once, by a conditional write, so settle and refund are safe
 to repeat and to race: the first one decides, and the other one reads what was decided.
@@ -45,6 +47,7 @@ from lib.ledger.rows import (
     string,
 )
 from lib.ledger.table import ConditionFailed, LedgerUnreachable, Reason, Table
+from lib.ledger.usage import take_back
 
 __all__ = ["KeyInFlight", "Ledger", "LedgerUnreachable", "Refund", "ReservationGone"]
 
@@ -97,7 +100,8 @@ class Ledger:
         generation = Generation.reserved(
             order, now_ms, image_key(now_ms), due_at=now_ms // 1000 + lease_s
         )
-        attempt = Attempt(generation, now_s=now_ms // 1000)
+        budget = order.spender.monthly_budget if order.spender else None
+        attempt = Attempt(generation, now_s=now_ms // 1000, monthly_budget=budget)
         try:
             for _ in range(MAX_ATTEMPTS):
                 if deadline.passed():
@@ -220,13 +224,15 @@ class Ledger:
         ``generation`` shows.
         """
         release = self._release(generation, failure_code, revisit_at, only_if_due=only_if_due)
+        usage = take_back(generation)
         window = rate_window(generation.created_ms // 1000)
         if frees_place and window == rate_window(self._now_s()):
             pay_back = self._pay_back(generation, freed_window=window)
-            reasons = self._table.transact([{"Update": release}, {"Update": pay_back}], deadline)
+            writes = [{"Update": release}, {"Update": pay_back}, *usage]
+            reasons = self._table.transact(writes, deadline)
             if not failed(reasons, 1):
                 return self._refunded(generation, reasons)
-        writes = [{"Update": release}, {"Update": self._pay_back(generation)}]
+        writes = [{"Update": release}, {"Update": self._pay_back(generation)}, *usage]
         return self._refunded(generation, self._table.transact(writes, deadline))
 
     @staticmethod

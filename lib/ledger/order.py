@@ -6,25 +6,33 @@ from typing import Literal
 
 from lib.picture.aspect_ratio import AspectRatio
 
-__all__ = ["CREDITS_PER_IMAGE", "Order"]
+__all__ = ["CREDITS_PER_IMAGE", "Order", "Spender"]
 
 CREDITS_PER_IMAGE: Literal[5] = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """A customer's request for one image.
+class Spender:
+    """The API key that was used: its id, the meter that counts what it spends, and its budget.
 
-    ``key_id`` is the id of the API key that was used, ``model`` the name of the model that is to
-    draw.
+    ``monthly_budget`` is in credits; None sets no limit.
     """
+
+    key_id: str
+    meter: str
+    monthly_budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A customer's request for one image; ``model`` is the name of the model that is to draw."""
 
     organisation: str
     prompt: str
     aspect_ratio: AspectRatio
     idempotency_key: str | None = None
     asynchronous: bool = False
-    key_id: str | None = None
+    spender: Spender | None = None
     model: str | None = None
 
     @property

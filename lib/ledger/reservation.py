@@ -1,8 +1,11 @@
 """The reservation: one transaction that debits, opens a generation and claims an idempotency key.
 
+It also counts the price against the budget of the API key that is used (``usage.py``).
+
 What can race, and which condition decides:
 
     request A  |--reserve--|                         has_credits, below_limit  (account)
+    request A  |--reserve--|                         within_budget             (usage)
     operator    |-suspend-|                          not_suspended             (account)
     request B      |--reserve--|                     never_used                (generation)
     same key C        |--reserve--|                  key_is_free               (idempotency)
@@ -22,6 +25,7 @@ from lib.errors import (
     IdempotencyKeyReused,
     ImageDeleted,
     InsufficientCredits,
+    KeyBudgetExhausted,
     OrganisationSuspended,
     RateLimited,
 )
@@ -37,6 +41,7 @@ from lib.ledger.rows import (
     string,
 )
 from lib.ledger.table import Reason
+from lib.ledger.usage import Usage, count, month_of
 
 __all__ = ["Attempt", "KeyInFlight", "failed", "rate_window", "resolve_cancellation"]
 
@@ -54,11 +59,12 @@ class Attempt:
     """One transaction to try. Its successor starts from what refused it.
 
     ``opens_window`` starts a new rate window; ``released_ms`` names the refunded generation that
-    the idempotency key still points to.
+    the idempotency key still points to. ``monthly_budget`` is the key's, in credits.
     """
 
     generation: Generation
     now_s: int
+    monthly_budget: int | None = None
     opens_window: bool = False
     released_ms: int | None = None
 
@@ -68,11 +74,11 @@ class Attempt:
         return rate_window(self.now_s)
 
     def writes(self) -> list[dict[str, Any]]:
-        """The transaction's items: account, generation and, with a key, idempotency row."""
+        """The transaction's items: account, generation, and idempotency and usage row if any."""
         writes = [self._debit(), self._open()]
         if self.generation.idempotency_key is not None:
             writes.append(self._claim(self.generation.idempotency_key))
-        return writes
+        return [*writes, *count(self.generation, self.monthly_budget)]
 
     def _debit(self) -> dict[str, Any]:
         # Race: two requests for the last credits. Without it, the balance goes below 0.
@@ -162,18 +168,19 @@ def resolve_cancellation(
         committed and its response was lost, or the settled one that the idempotency key stands for.
 
     Raises:
-        InsufficientCredits, OrganisationSuspended, RateLimited, IdempotencyKeyReused,
-        ImageDeleted
+        InsufficientCredits, OrganisationSuspended, RateLimited, KeyBudgetExhausted,
+        IdempotencyKeyReused, ImageDeleted
         KeyInFlight: the idempotency key stands for a reservation.
     """
-    account, generation, *idempotency = reasons
+    account, generation, *others = reasons
     mine = attempt.generation
+    usage: Reason = {} if mine.meter is None else others.pop()
     if _failed(generation) and _attempt_id(generation) == mine.attempt_id:
         return mine
 
     following = replace(attempt, now_s=now_ms // 1000)
-    if idempotency and _failed(idempotency[0]):
-        earlier_ms = int(idempotency[0]["Item"]["generation"]["N"])
+    if others and _failed(others[0]):
+        earlier_ms = int(others[0]["Item"]["generation"]["N"])
         earlier = stored_generation(earlier_ms)
         if earlier is not None and earlier.status is not Status.REFUNDED:
             return _replay(earlier, mine)
@@ -185,6 +192,8 @@ def resolve_cancellation(
         created_ms = max(mine.created_ms + 1, now_ms)
         moved = replace(mine, created_ms=created_ms, image_key=image_key(created_ms))
         following = replace(following, generation=moved)
+    if _failed(usage) and _month(following.generation) == _month(mine):
+        raise _budget_exhausted(usage.get("Item"), attempt)
     return following
 
 
@@ -200,6 +209,16 @@ def failed(reasons: list[Reason], index: int) -> bool:
 
 def _failed(reason: Reason) -> bool:
     return reason.get("Code") == "ConditionalCheckFailed"
+
+
+def _month(generation: Generation) -> str:
+    return month_of(generation.created_ms // 1000)
+
+
+def _budget_exhausted(item: Item | None, attempt: Attempt) -> KeyBudgetExhausted:
+    used = Usage.from_item(item).credits if item else 0
+    left = max(0, (attempt.monthly_budget or 0) - used)
+    return KeyBudgetExhausted(attempt.generation.credits, left)
 
 
 def _attempt_id(reason: Reason) -> str | None:

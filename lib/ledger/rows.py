@@ -7,6 +7,8 @@
                                               deleted, ``deletedAt`` and no ``prompt``
     idempotency  pk ORG#<org>  sk IDEM#<key>  the generation that a customer's key stands for
     grant        pk ORG#<org>  sk GRANT#<id>  credits that an operator added or took
+    usage        pk ORG#<org>  sk USAGE#<month>#<meter>  credits, taken, returned: what an API key
+                                              spent in a month (``usage.py``)
     refusals     pk ORG#<org>  sk REFUSALS#<day>  refused prompts of a day, if they are limited
     listing      pk ORGS       sk ORG#<org>   that there is such an organisation
 
@@ -178,7 +180,8 @@ class Generation:
     """One requested image and its outcome. Times are in epoch seconds.
 
     ``model`` is the one that was configured when the request was accepted, ``image_sha256`` 64 hex
-    digits. Rows of earlier versions have neither.
+    digits. ``meter`` counts the generation in a usage row. Rows of earlier versions have none of
+    them.
     """
 
     organisation: str
@@ -192,6 +195,7 @@ class Generation:
     request_hash: str
     idempotency_key: str | None = None
     key_id: str | None = None
+    meter: str | None = None
     asynchronous: bool = False
     model: str | None = None
     due_at: int | None = None
@@ -218,7 +222,8 @@ class Generation:
             aspect_ratio=order.aspect_ratio,
             request_hash=order.request_hash,
             idempotency_key=order.idempotency_key,
-            key_id=order.key_id,
+            key_id=None if order.spender is None else order.spender.key_id,
+            meter=None if order.spender is None else order.spender.meter,
             model=order.model,
             asynchronous=order.asynchronous,
             due_at=due_at,
@@ -255,6 +260,8 @@ class Generation:
             item["idempotencyKey"] = string(self.idempotency_key)
         if self.key_id is not None:
             item["keyId"] = string(self.key_id)
+        if self.meter is not None:
+            item["meter"] = string(self.meter)
         if self.asynchronous:
             item["asynchronous"] = {"BOOL": True}
         if self.model is not None:
@@ -279,6 +286,7 @@ class Generation:
             request_hash=_str(item, "requestHash") or "",
             idempotency_key=_str(item, "idempotencyKey"),
             key_id=_str(item, "keyId"),
+            meter=_str(item, "meter"),
             asynchronous=bool(item.get("asynchronous", {}).get("BOOL")),
             model=_str(item, "model"),
             due_at=_int(item, "dueAt"),
