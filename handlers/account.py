@@ -15,6 +15,7 @@ from handlers.http import (
     Event,
     Response,
     failure,
+    failure_of,
     json_text,
     origin,
     request_id,
@@ -39,6 +40,7 @@ from lib.http.models import (
     cursor_before,
     parse_history_request,
 )
+from lib.http.openai import IMAGES_ROUTE, model_body, models_body
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status
 from lib.receipts.receipt import RECEIPT_TYPE, payload_of, receipt_of
@@ -113,7 +115,7 @@ def _unrouted(event: Event, request: str) -> Response:
     if method == "HEAD" and open_route is not None:
         return open_route(event, request) | {"body": ""}
     # A mistyped request for an image hears that it cost nothing.
-    headers = {"X-Credits-Charged": "0"}
+    failure, headers = failure_of(event), {"X-Credits-Charged": "0"}
     allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
     if not allowed:
         return failure(NotFound(), request, headers)
@@ -180,6 +182,17 @@ def _history(
     return success(200, body, request_id(event), {})
 
 
+def _models(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    return success(200, models_body(service.settings.gemini_model), request_id(event), {})
+
+
+def _model(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    name = service.settings.gemini_model
+    if (event.get("pathParameters") or {}).get("id") != name:
+        raise NotFound
+    return success(200, model_body(name), request_id(event), {})
+
+
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:
     """A generation as its organisation sees it."""
     deleted_at = generation.deleted_at
@@ -218,8 +231,10 @@ _ROUTES: dict[str, Act] = {
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
     "GET /api/v1/generations/{id}/receipt": _receipt,
+    "GET /v1/models": _models,
+    "GET /v1/models/{id}": _model,
 }
-_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE)
+_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE, IMAGES_ROUTE)
 _PATHS = tuple(
     (verb, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
     for verb, path in (route.split(" ") for route in _DEPLOYED)

@@ -16,7 +16,7 @@ class Order:
     """A customer's request for one image.
 
     ``key_id`` is the id of the API key that was used, ``model`` the name of the model that is to
-    draw.
+    draw. ``wants_png``: the response holds the PNG itself, so a replay has to read it.
     """
 
     organisation: str
@@ -26,6 +26,7 @@ class Order:
     asynchronous: bool = False
     key_id: str | None = None
     model: str | None = None
+    wants_png: bool = False
 
     @property
     def request_hash(self) -> str:
