@@ -6,7 +6,7 @@ from typing import Any
 
 from lib.errors import BodyTooLarge, ServiceError
 from lib.http.models import MAX_BODY_BYTES, decode_base64
-from lib.http.openai import OPENAI_PATHS, openai_error
+from lib.http.openai import OPENAI_PATHS, openai_error, openai_headers
 from lib.observability import Observation
 
 __all__ = [
@@ -128,7 +128,7 @@ def failure_of(event: Event) -> Failure:
 
 def _openai_failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
     status, body = openai_error(error)
-    return success(status, body, request, {**error.headers(), **headers})
+    return success(status, body, request, {**openai_headers(error), **headers})
 
 
 def json_text(body: object) -> str:

@@ -38,6 +38,7 @@ __all__ = [
     "model_body",
     "models_body",
     "openai_error",
+    "openai_headers",
 ]
 
 OPENAI_PATHS = "/v1/"
@@ -48,6 +49,9 @@ _LAMBDA_RESPONSE_BYTES = 6 * 1024 * 1024
 _AROUND_THE_IMAGE_BYTES = 16 * 1024
 MAX_INLINE_PNG_BYTES = (_LAMBDA_RESPONSE_BYTES - _AROUND_THE_IMAGE_BYTES) * 3 // 4
 """The largest PNG that fits into a response as base64; a larger one is answered with its URL."""
+
+# The SDKs retry twice, and wait for as long as they are told: an image takes up to 29 seconds.
+IN_FLIGHT_RETRY_AFTER_S = 10
 
 # What OpenAI's SDKs and their users know, by status.
 _KNOWN: dict[int, tuple[str, str]] = {
@@ -135,6 +139,14 @@ def models_body(name: str) -> dict[str, object]:
     The list holds no aliases, though a request may name any model: it must be true.
     """
     return asdict(OpenAiModelsResponse(data=[OpenAiModel(id=name)]))
+
+
+def openai_headers(error: ServiceError) -> dict[str, str]:
+    """The headers that the error adds to the response."""
+    headers = error.headers()
+    if isinstance(error, GenerationInFlight):
+        headers["Retry-After"] = str(IN_FLIGHT_RETRY_AFTER_S)
+    return headers
 
 
 def openai_error(error: ServiceError) -> tuple[int, dict[str, object]]:
