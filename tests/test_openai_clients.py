@@ -43,7 +43,7 @@ SHAPES = {"1792x1024": 16 / 9, "1024x1024": 1.0, "1024x1536": 2 / 3, "auto": 1.0
 
 Bodies = Mapping[str, Mapping[str, object]]
 _WIDE = {"model": "dall-e-3", "size": "1792x1024"}
-BOTH: Bodies = {form: _WIDE | {"response_format": form} for form in ("url", "b64_json")}
+BOTH: Bodies = {form: {**_WIDE, "response_format": form} for form in ("url", "b64_json")}
 URL_ONLY: Bodies = {"url": _WIDE}
 _GPT_IMAGE = {"model": "gpt-image-1", "size": "1024x1536"}
 # LiteLLM sends no response format to OpenAI: the model's name decides.
@@ -180,9 +180,9 @@ class Session:
 
     def ask(self, key: str, prompt: str, form: str, **options: Any) -> dict[str, Any]:
         """What the client got for one image; ``form`` is what it asks for."""
-        body = self.client.bodies[form] | {"prompt": prompt}
+        body = {**self.client.bodies[form], "prompt": prompt}
         asked = {"baseUrl": f"{self.proxy.url}/v1", "apiKey": key, "body": body, "headers": {}}
-        self._write(asked | {"retries": 2, "timeoutS": 30.0} | options)
+        self._write({**asked, "retries": 2, "timeoutS": 30.0, **options})
         return self._read()
 
     def _write(self, asked: dict[str, Any]) -> None:
@@ -253,7 +253,7 @@ def _picture(session: Session, stack: LocalStack, form: str) -> str:
     assert not got.keys() - {form}, got
     picture = _decoded(got)
     body = session.client.bodies[form]
-    assert picture.width / picture.height == pytest.approx(SHAPES[body["size"]], rel=0.02)
+    assert picture.width / picture.height == pytest.approx(SHAPES[str(body["size"])], rel=0.02)
     assert customer.balance() == 95
     return "picture, 5 credits"
 

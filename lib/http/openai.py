@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 from lib.errors import (
     ContentRejected,
+    GenerationInFlight,
     InvalidRequest,
     ModelOverloaded,
     OutcomePending,
