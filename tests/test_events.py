@@ -57,6 +57,12 @@ def name_of_rule(found: Mapping[str, Any]) -> str:
     return str(found.get("resources", [""])[0]).rpartition("/")[2]
 
 
+REFUSED = {
+    "message": "Content policy violation",
+    "type": "invalid_request_error",
+    "param": None,
+    "code": "content_policy_violation",
+}
 OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate": (200, {"mimeType": "image/png", "creditsCharged": 5}),
     "generate-accepted": (202, {"status": "reserved", "creditsCharged": 5}),
@@ -64,6 +70,9 @@ OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generate-insufficient-credits": (402, {"creditsRequired": 5, "creditsRemaining": 0}),
     "generate-refunded": (500, {"message": "Content policy violation"}),
+    "images": (200, {"output_format": "png"}),
+    "images-refused": (400, {"error": REFUSED}),
+    "models": (200, {"object": "list"}),
     "credits-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generation-not-found": (404, {"error": "Not found"}),
     "healthz": (200, {"status": "ok"}),

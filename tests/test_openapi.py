@@ -1,6 +1,7 @@
 """The OpenAPI document is valid, describes what is deployed, and matches the responses."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from openapi_spec_validator import validate
 from infra.local.stack import LocalStack
 from infra.template import DEFAULT_ROUTE, Template
 from lib import errors
-from tests.customer import GENERATE, fetch
+from lib.settings import DEFAULT_MODEL
+from tests.customer import GENERATE, IMAGES, MODELS, fetch
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,15 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], str | None]] = {
     "a bad idempotency key": ("POST", GENERATE, {"Idempotency-Key": "k" * 256}, '{"prompt": "A"}'),
     "too much": ("POST", GENERATE, {}, json.dumps({"prompt": "a" * 70_000})),
     "no key": ("POST", GENERATE, {"Authorization": "Bearer no"}, '{"prompt": "A fox"}'),
+    "OpenAI's image": ("POST", IMAGES, {}, '{"prompt": "A fox", "model": "gpt-image-1"}'),
+    "OpenAI's URL": ("POST", IMAGES, {}, '{"prompt": "A fox", "response_format": "url"}'),
+    "OpenAI's refusal": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:safety]"}'),
+    "OpenAI's overload": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:overloaded]"}'),
+    "OpenAI's two images": ("POST", IMAGES, {}, '{"prompt": "A fox", "n": 2}'),
+    "OpenAI's models": ("GET", MODELS, {}, None),
+    "OpenAI's model": ("GET", f"{MODELS}/{DEFAULT_MODEL}", {}, None),
+    "no model of OpenAI's": ("GET", f"{MODELS}/dall-e-3", {}, None),
+    "no key for models": ("GET", MODELS, {"Authorization": "Bearer no"}, None),
     "the balance": ("GET", "/api/v1/billing/credits", {}, None),
     "the history": ("GET", "/api/v1/generations?limit=2", {}, None),
     "a bad limit": ("GET", "/api/v1/generations?limit=0", {}, None),
@@ -123,7 +134,7 @@ def test_a_response_has_the_described_status_headers_and_body(
 ) -> None:
     method, path, headers, body = REQUESTS[name]
     key = stack.open_account(f"org-{list(REQUESTS).index(name)}", 100)
-    route = "/api/v1/generations/{id}" if path.count("/") == 4 and path[-1].isdigit() else path
+    route = re.sub(r"(?<=generations/)\d+|(?<=models/)[a-z][\w.-]+$", "{id}", path)
     operation = document["paths"][route.partition("?")[0]][method.lower()]
 
     answer = fetch(

@@ -45,6 +45,7 @@ from lib.http.models import (
     parse_history_request,
     parse_idempotency_key,
 )
+from lib.http.openai_contract import openai_operations
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.http.spec import Operation, ResponseSpec, error_response
 from lib.ledger.order import CREDITS_PER_IMAGE
@@ -114,6 +115,23 @@ _TOO_MANY_READS = (
 )
 _UNAVAILABLE = ("A dependency did not respond; retry", (ServiceUnavailable(),), FailureResponse)
 
+_IDEMPOTENCY_KEY: dict[str, object] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "A unique string that you choose for this image. Within 24 hours, a request with "
+        "the same key and body returns the same image and costs nothing."
+    ),
+    "schema": {
+        "type": "string",
+        "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+        "minLength": 1,
+        "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
+    },
+    "example": "order-1042",
+}
+
 _GENERATE = Operation(
     method="POST",
     path="/api/v1/models/gemini/generate",
@@ -130,22 +148,7 @@ _GENERATE = Operation(
         "repeat the request with the same Idempotency-Key."
     ),
     parameters=(
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "required": False,
-            "description": (
-                "A unique string that you choose for this image. Within 24 hours, a request with "
-                "the same key and body returns the same image and costs nothing."
-            ),
-            "schema": {
-                "type": "string",
-                "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
-                "minLength": 1,
-                "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
-            },
-            "example": "order-1042",
-        },
+        _IDEMPOTENCY_KEY,
         {
             "name": "Prefer",
             "in": "header",
@@ -159,6 +162,7 @@ _GENERATE = Operation(
         },
     ),
     body=GenerateRequest,
+    example=EXAMPLE_REQUEST,
     responses=(
         ResponseSpec(
             200,
@@ -457,6 +461,7 @@ _OPEN = (
 
 OPERATIONS: tuple[Operation, ...] = (
     _GENERATE,
+    *openai_operations(_IDEMPOTENCY_KEY, _IMAGE_URL, int(_ID) // 1000),
     _CREDITS,
     _GENERATION,
     _RECEIPT,

@@ -4,15 +4,16 @@ A field that would change the picture and that this service would not honour is 
 charge, by name. Fields of OpenAI's that change nothing here are accepted and ignored.
 """
 
-import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from lib.errors import InvalidRequest
 from lib.http.models import MAX_PROMPT_CHARACTERS
+from lib.http.openai import MAX_INLINE_PNG_BYTES
 from lib.http.request import (
     VISIBLE,
     checked_prompt,
@@ -25,7 +26,7 @@ from lib.picture.aspect_ratio import AspectRatio
 __all__ = ["ImagesOrder", "ImagesRequest", "parse_images_request"]
 
 # As far as a size may be from a ratio: 1792x1024 of DALL-E is 1.6 % from 16:9.
-SIZE_TOLERANCE = 0.06
+SIZE_TOLERANCE = Fraction(6, 100)
 # Models of these names always answer in base64; their clients read nothing else.
 _BASE64_MODELS = "gpt-image"
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -68,16 +69,19 @@ class ImagesRequest(BaseModel):
         ),
         json_schema_extra={"pattern": f"^(auto|{_SIZE.pattern})$"},
     )
-    n: Literal[1] | None = Field(default=None, description="Number of images")
+    n: int | None = Field(default=None, ge=1, le=1, strict=True, description="Number of images")
     response_format: Literal["url", "b64_json"] | None = Field(
         default=None,
         description=(
-            "`b64_json` for the PNG itself; an image over 4.7 MB comes as its `url` all the same"
+            "`b64_json` for the PNG itself; an image over "
+            f"{MAX_INLINE_PNG_BYTES / 1e6:.1f} MB comes as its `url` all the same"
         ),
     )
     output_format: Literal["png"] | None = Field(default=None, description="Format of the image")
     background: Literal["auto", "opaque"] | None = Field(default=None, description=_IGNORED)
-    stream: Literal[False] | None = Field(default=None, description=_IGNORED)
+    stream: bool | None = Field(
+        default=None, strict=True, description=_IGNORED, json_schema_extra={"enum": [False, None]}
+    )
     quality: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
     style: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
     moderation: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
@@ -113,6 +117,8 @@ def parse_images_request(body: bytes) -> ImagesOrder:
         if field == "prompt":
             raise not_unicode() from fault
         raise (_invalid_size() if field == "size" else _invalid(field)) from fault
+    if request.stream:
+        raise _invalid("stream")
     return ImagesOrder(request.prompt, _ratio(request.size), _wants_base64(request))
 
 
@@ -133,11 +139,10 @@ def _ratio(size: str | None) -> AspectRatio:
     found = _SIZE.fullmatch(size)
     if found is None:
         raise _invalid_size()
-    width_over_height = int(found[1]) / int(found[2])
-    nearest = min(
-        AspectRatio, key=lambda ratio: abs(math.log(width_over_height / ratio.width_over_height))
-    )
-    if abs(width_over_height / nearest.width_over_height - 1) > SIZE_TOLERANCE:
+    shape = Fraction(int(found[1]), int(found[2]))
+    apart = {ratio: abs(shape / Fraction(ratio.replace(":", "/")) - 1) for ratio in AspectRatio}
+    nearest = min(apart, key=apart.__getitem__)
+    if apart[nearest] > SIZE_TOLERANCE:
         raise _invalid_size()
     return nearest
 

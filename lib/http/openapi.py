@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lib.errors import GenerationFailed
-from lib.http.contract import EXAMPLE_REQUEST, OPERATIONS
+from lib.http.contract import OPERATIONS
 from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
 from lib.http.spec import HEADERS, Operation, ResponseSpec
 from lib.ledger.order import CREDITS_PER_IMAGE
@@ -83,6 +83,9 @@ def _schemas() -> dict[str, Any]:
         _string_schema(schemas[name]["properties"]["message"])["enum"] = _public_messages()
     # Any value is accepted, and none is documented.
     schemas["GenerateRequest"]["properties"]["model"].pop("default")
+    # A null field counts as missing, and that is all that the defaults say.
+    for field in schemas["ImagesRequest"]["properties"].values():
+        field.pop("default", None)
     # A null aspectRatio means the default, which pydantic's schema of a default does not say.
     ratio = schemas["GenerateRequest"]["properties"]["aspectRatio"]
     ratio["anyOf"] = [{"$ref": ratio.pop("$ref")}, {"type": "null"}]
@@ -145,7 +148,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
             "content": {
                 "application/json": {
                     "schema": {"$ref": _SCHEMAS + operation.body.__name__},
-                    "example": dict(EXAMPLE_REQUEST),
+                    "example": dict(operation.example or {}),
                 }
             },
         }

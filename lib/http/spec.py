@@ -27,7 +27,10 @@ class ResponseSpec:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. ``name`` is its ``operationId``; ``parameters`` are OpenAPI parameter objects."""
+    """One route. ``name`` is its ``operationId``; ``parameters`` are OpenAPI parameter objects.
+
+    ``example`` is one of ``body``.
+    """
 
     method: str
     path: str
@@ -37,6 +40,7 @@ class Operation:
     description: str = ""
     parameters: tuple[Mapping[str, object], ...] = ()
     body: type[object] | None = None
+    example: Mapping[str, object] | None = None
     needs_key: bool = True
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.errors import InvalidRequest, MethodNotAllowed, ServiceError
+from lib.http.openai import OPENAI_PATHS
 from lib.ledger.order import CREDITS_PER_IMAGE
 
 __all__ = ["Outcome", "outcomes"]
@@ -138,9 +139,14 @@ def outcomes(document: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _sentences(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """The public sentence of each status and error code of any route."""
+    """The public sentence of each status and error code of any route.
+
+    OpenAI's routes have the same codes under OpenAI's statuses: see ``lib.http.openai``.
+    """
     found = {}
-    for methods in document["paths"].values():
+    for path, methods in document["paths"].items():
+        if path.startswith(OPENAI_PATHS):
+            continue
         for operation in methods.values():
             for status, response in operation["responses"].items():
                 if int(status) < FIRST_ERROR:
