@@ -53,11 +53,8 @@ def respond(
 ) -> Response:
     """The response to one request."""
     request = observation.request_id
-    count = (
-        observation.count_job
-        if prefers_async(event) and not _is_openai(event)
-        else observation.count_request
-    )
+    is_job = prefers_async(event) and not _is_openai(event)
+    count = observation.count_job if is_job else observation.count_request
     failure = failure_of(event)
     try:
         order, outcome = _ordered(service, event, deadline, observation)
