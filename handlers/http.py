@@ -123,7 +123,10 @@ Failure = Callable[[ServiceError, str, Mapping[str, str]], Response]
 
 def failure_of(event: Event) -> Failure:
     """How the route of the request shows its errors: OpenAI's paths do as OpenAI."""
-    return _openai_failure if str(event["rawPath"]).startswith(OPENAI_PATHS) else failure
+    _, _, path = str(event["routeKey"]).partition(" ")
+    # ``$default`` names no path.
+    is_openai = (path or str(event["rawPath"])).startswith(OPENAI_PATHS)
+    return _openai_failure if is_openai else failure
 
 
 def _openai_failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:

@@ -285,7 +285,7 @@ ERRORS: list[tuple[ServiceError, int, str, str, str | None]] = [
 
 def test_an_error_has_the_status_that_makes_the_sdks_do_the_right_thing() -> None:
     for error, status, code, should_retry, retry_after in ERRORS:
-        answer = failure_of({"rawPath": IMAGES})(error, "a-request", {})
+        answer = failure_of({"routeKey": f"POST {IMAGES}"})(error, "a-request", {})
         told = json.loads(answer["body"])["error"]
         assert (answer["statusCode"], told["code"]) == (status, code)
         assert answer["headers"]["X-Should-Retry"] == should_retry
@@ -293,7 +293,7 @@ def test_an_error_has_the_status_that_makes_the_sdks_do_the_right_thing() -> Non
         assert answer["headers"]["X-Error-Code"] == error.code
         assert told["param"] is None
         assert "respond-async" not in answer["body"]
-    assert "2 are left" in failure_of({"rawPath": IMAGES})(ERRORS[1][0], "", {})["body"]
+    assert "2 are left" in failure_of({"routeKey": f"POST {IMAGES}"})(ERRORS[1][0], "", {})["body"]
 
 
 def test_the_key_is_checked_before_the_body_and_a_bug_says_nothing(

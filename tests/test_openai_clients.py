@@ -10,6 +10,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -28,10 +29,12 @@ from infra.docs.markdown import Markdown, table
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
+from lib.http.openai_contract import OPENAI_EXAMPLE
 from tests.customer import Customer, picture_at, plain_picture, prompts_sent, until
 
 pytestmark = pytest.mark.real
 
+README = PROJECT_ROOT / "README.md"
 GUIDE = PROJECT_ROOT / "infra" / "docs" / "OPENAI.md"
 SECTION = "What each client got"
 DRIVERS = Path(tools.OPENAI_CLIENTS)
@@ -243,6 +246,32 @@ def test_a_client_works_by_changing_base_url(session: Session, stack: LocalStack
         _write_row(row)
     (shown,) = (each for each in Markdown.read(GUIDE).section(SECTION).tables)
     assert row in shown
+
+
+def test_the_programs_of_the_guides_run_as_written(stack: LocalStack, tmp_path: Path) -> None:
+    """The five lines of the README leave a file; the others print the URL of a picture."""
+    customer = Customer(stack)
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local" / "api-key").write_text(f"{customer.key}\n", encoding="utf-8")
+    for program in (
+        *(each.text for each in Markdown.read(README).fences if each.language == "python"),
+        *(each.text for each in Markdown.read(GUIDE).fences if each.language == "python"),
+        OPENAI_EXAMPLE.format(origin=stack.url),
+    ):
+        here = re.sub(r"https://api\.example\.com|http://127\.0\.0\.1:8000", stack.url, program)
+        ran = subprocess.run(  # noqa: S603 - the documents' own programs
+            [str(tools.openai_python(3)), "-c", here.replace("gg_...", customer.key)],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "NO_PROXY": "*"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        if ran.stdout:
+            picture_at(ran.stdout.strip())
+    with Image.open(tmp_path / "fox.png", formats=["PNG"]) as picture:
+        assert picture.width / picture.height == pytest.approx(1.5, rel=0.02)
+    assert customer.balance() == 85
 
 
 def _picture(session: Session, stack: LocalStack, form: str) -> str:

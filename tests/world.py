@@ -336,7 +336,6 @@ def images_event(prompt: str, key: str | None) -> dict[str, object]:
     """API Gateway's event of a request for an image of the world's shape, in base64."""
     return {
         "routeKey": IMAGES_ROUTE,
-        "rawPath": IMAGES_ROUTE.partition(" ")[2],
         "headers": {} if key is None else {"idempotency-key": key},
         "body": json.dumps({"prompt": prompt, "size": "1600x900", "model": "gpt-image-1"}),
     }

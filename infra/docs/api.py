@@ -28,6 +28,7 @@ from lib.http.models import (
     MAX_PAGE_BYTES,
     MAX_PROMPT_CHARACTERS,
 )
+from lib.http.openai import OPENAI_PATHS
 from lib.http.openapi import openapi
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import DEFAULT_RATE_LIMIT
@@ -231,7 +232,10 @@ def _operation(
             yield from _success(status, response, schemas)
     errors = [code for status, each in responses.items() for code in _error_codes(status, each)]
     if errors:
-        yield f"Errors, of which [Outcomes](#outcomes) has the details:\n{', '.join(errors)}."
+        details = "[Outcomes](#outcomes)"
+        if OPENAI_PATHS in route:
+            details = "[OpenAI's Images API](OPENAI.md#errors)"
+        yield f"Errors, of which {details} has the details:\n{', '.join(errors)}."
 
 
 def _success(status: int, response: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
