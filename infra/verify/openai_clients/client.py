@@ -61,7 +61,8 @@ def _litellm() -> Callable[[Asked], Any]:
             api_base=asked["baseUrl"],
             timeout=asked["timeoutS"],
             max_retries=asked["retries"],
-            extra_headers=asked["headers"],
+            # It would also put ``extra_headers`` into the body.
+            headers=asked["headers"],
             **body,
         ).data[0]
 
