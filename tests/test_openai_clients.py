@@ -369,7 +369,7 @@ def _write_row(row: list[str]) -> None:
     rows = [each for each in shown[1:] if each[:2] != row[:2]] + [row]
     order = [str(client) for client in CLIENTS]
     rows.sort(key=lambda each: (order.index(each[0]), [int(n) for n in each[1].split(".")]))
-    begin = text.index("\n| client |") + 1
+    begin = text.index("\n| client |", text.index(f"## {SECTION}")) + 1
     end = text.find("\n\n", begin)
     written = text[:begin] + table(shown[0], rows) + (text[end:] if end > 0 else "\n")
     GUIDE.write_text(written, encoding="utf-8")
