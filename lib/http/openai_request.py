@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.errors import InvalidRequest
 from lib.http.models import MAX_PROMPT_CHARACTERS
@@ -31,7 +31,6 @@ SIZE_TOLERANCE = Fraction(6, 100)
 _BASE64_MODELS = "gpt-image"
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _SYNONYMS = {"aspectratio": "size", "dimensions": "size", "responsetype": "response_format"}
-_STRING: dict[str, JsonValue] = {"type": "string"}
 _IGNORED = "Accepted and ignored"
 _CHOICES = {
     "n": "1; send one request for each image",
@@ -53,13 +52,12 @@ class ImagesRequest(BaseModel):
         description="Description of the image, in plain language",
         json_schema_extra={"pattern": VISIBLE.pattern},
     )
-    model: object = Field(
+    model: str | None = Field(
         default=None,
         description=(
             "Any name is accepted, and the deployment's model draws; a name that begins with "
             f"`{_BASE64_MODELS}` makes `b64_json` the default"
         ),
-        json_schema_extra=_STRING,
     )
     size: str | None = Field(
         default=None,
@@ -82,11 +80,11 @@ class ImagesRequest(BaseModel):
     stream: bool | None = Field(
         default=None, strict=True, description=_IGNORED, json_schema_extra={"enum": [False, None]}
     )
-    quality: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
-    style: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
-    moderation: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
-    user: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
-    safety_identifier: object = Field(default=None, description=_IGNORED, json_schema_extra=_STRING)
+    quality: str | None = Field(default=None, description=_IGNORED)
+    style: str | None = Field(default=None, description=_IGNORED)
+    moderation: str | None = Field(default=None, description=_IGNORED)
+    user: str | None = Field(default=None, description=_IGNORED)
+    safety_identifier: str | None = Field(default=None, description=_IGNORED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ def parse_images_request(body: bytes) -> ImagesOrder:
 def _wants_base64(request: ImagesRequest) -> bool:
     if request.response_format is not None:
         return request.response_format == "b64_json"
-    return isinstance(request.model, str) and request.model.startswith(_BASE64_MODELS)
+    return (request.model or "").startswith(_BASE64_MODELS)
 
 
 def _ratio(size: str | None) -> AspectRatio:
@@ -148,7 +146,8 @@ def _ratio(size: str | None) -> AspectRatio:
 
 
 def _invalid(field: str) -> InvalidRequest:
-    return InvalidRequest(f"invalid_{field}", f"Invalid {field}: use {_CHOICES[field]}", field)
+    choices = _CHOICES.get(field, "a string")
+    return InvalidRequest(f"invalid_{field}", f"Invalid {field}: use {choices}", field)
 
 
 def _invalid_size() -> InvalidRequest:
