@@ -14,6 +14,7 @@ from infra.local.http_server import Request
 from infra.local.samples import SAMPLE_CREDITS, open_sample_accounts
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Route, Template
+from tests.customer import plain_picture
 
 EVENTS = {path.stem: path for path in (PROJECT_ROOT / "infra" / "events").glob("*.json")}
 
@@ -21,6 +22,8 @@ EVENTS = {path.stem: path for path in (PROJECT_ROOT / "infra" / "events").glob("
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
     with LocalStack(latency_s=0) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
         open_sample_accounts(running)
         yield running
 

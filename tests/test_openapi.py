@@ -13,12 +13,14 @@ from infra.local.stack import LocalStack
 from infra.template import DEFAULT_ROUTE, Template
 from lib import errors
 from lib.settings import DEFAULT_MODEL
-from tests.customer import GENERATE, IMAGES, MODELS, fetch
+from tests.customer import GENERATE, IMAGES, MODELS, fetch, plain_picture
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
     with LocalStack(latency_s=0) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
         yield running
 
 
