@@ -18,6 +18,7 @@ from handlers.http import (
     Event,
     Response,
     failure,
+    failure_of,
     json_text,
     origin,
     request_id,
@@ -45,6 +46,7 @@ from lib.http.models import (
     parse_history_request,
     parse_month,
 )
+from lib.http.openai import IMAGES_ROUTE, model_body, models_body
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status
 from lib.ledger.usage import month_of
@@ -148,7 +150,7 @@ def _unrouted(event: Event, request: str) -> Response:
     if method == "HEAD" and open_route is not None:
         return open_route(event, request) | {"body": "", "isBase64Encoded": False}
     # A mistyped request for an image hears that it cost nothing.
-    headers = {"X-Credits-Charged": "0"}
+    failure, headers = failure_of(event), {"X-Credits-Charged": "0"}
     allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
     if not allowed:
         return failure(NotFound(), request, headers)
@@ -241,6 +243,17 @@ def _history(
     return success(200, body, request_id(event), {})
 
 
+def _models(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    return success(200, models_body(service.settings.gemini_model), request_id(event), {})
+
+
+def _model(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    name = service.settings.gemini_model
+    if (event.get("pathParameters") or {}).get("id") != name:
+        raise NotFound
+    return success(200, model_body(name), request_id(event), {})
+
+
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:
     """A generation as its organisation sees it."""
     deleted_at = generation.deleted_at
@@ -281,8 +294,10 @@ _ROUTES: dict[str, Act] = {
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
     "GET /api/v1/generations/{id}/receipt": _receipt,
+    "GET /v1/models": _models,
+    "GET /v1/models/{id}": _model,
 }
-_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE)
+_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE, IMAGES_ROUTE)
 _PATHS = tuple(
     (verb, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
     for verb, path in (route.split(" ") for route in _DEPLOYED)

@@ -5,6 +5,7 @@ It is served as the docs page and ``/llms.txt`` are: compressed, and once.
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,16 @@ from lib import errors
 from lib.http.contract import OPERATIONS
 from lib.http.guide import guide
 from lib.http.outcomes import EXPLANATIONS
-from tests.customer import GENERATE, fetch
+from lib.settings import DEFAULT_MODEL
+from tests.customer import GENERATE, IMAGES, MODELS, fetch, plain_picture
 from tests.strict_openapi import strict
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
     with LocalStack(latency_s=0, throttled=False) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
         yield running
 
 
@@ -123,6 +127,15 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], str | None]] = {
     "a bad idempotency key": ("POST", GENERATE, {"Idempotency-Key": "k" * 256}, '{"prompt": "A"}'),
     "too much": ("POST", GENERATE, {}, json.dumps({"prompt": "a" * 70_000})),
     "no key": ("POST", GENERATE, {"Authorization": "Bearer no"}, '{"prompt": "A fox"}'),
+    "OpenAI's image": ("POST", IMAGES, {}, '{"prompt": "A fox", "model": "gpt-image-1"}'),
+    "OpenAI's URL": ("POST", IMAGES, {}, '{"prompt": "A fox", "response_format": "url"}'),
+    "OpenAI's refusal": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:safety]"}'),
+    "OpenAI's overload": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:overloaded]"}'),
+    "OpenAI's two images": ("POST", IMAGES, {}, '{"prompt": "A fox", "n": 2}'),
+    "OpenAI's models": ("GET", MODELS, {}, None),
+    "OpenAI's model": ("GET", f"{MODELS}/{DEFAULT_MODEL}", {}, None),
+    "no model of OpenAI's": ("GET", f"{MODELS}/dall-e-3", {}, None),
+    "no key for models": ("GET", MODELS, {"Authorization": "Bearer no"}, None),
     "the balance": ("GET", "/api/v1/billing/credits", {}, None),
     "the usage": ("GET", "/api/v1/billing/usage?month=2026-11", {}, None),
     "a bad month": ("GET", "/api/v1/billing/usage?month=11", {}, None),
@@ -141,9 +154,8 @@ def test_a_response_has_the_described_status_headers_and_body(
     document = strict_document
     method, path, headers, body = REQUESTS[name]
     key = stack.open_account(f"org-{list(REQUESTS).index(name)}", 100)
-    route = path.partition("?")[0]
-    route = "/api/v1/generations/{id}" if route.count("/") == 4 and route[-1].isdigit() else route
-    operation = document["paths"][route][method.lower()]
+    route = re.sub(r"(?<=generations/)\d+|(?<=models/)[a-z][\w.-]+$", "{id}", path)
+    operation = document["paths"][route.partition("?")[0]][method.lower()]
 
     answer = fetch(
         stack.url + path,

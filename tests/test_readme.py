@@ -216,7 +216,7 @@ def test_a_command_of_another_kind_is_rejected(reader: Reader) -> None:
     for command in ("rm -rf .local", "python -m infra.cli audit", "aws s3 ls"):
         with pytest.raises(UnknownCommandError):
             reader.run(command)
-    assert {each.language for each in README.fences} == {"sh", "json", "http", "text"}
+    assert {each.language for each in README.fences} == {"sh", "json", "http", "text", "python"}
 
 
 def test_the_routes_are_those_of_the_contract() -> None:

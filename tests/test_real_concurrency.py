@@ -352,7 +352,7 @@ def test_two_programs_and_a_person_share_credits_and_no_key_overspends(
         assert world.balance() == 1_000 - 5 * (20 + 10 + 32)
         assert world.used() == 5 * (20 + 10 + 32)
         assert world.violations() == []
-    tally("responses of concurrent calls lost", storm.lost)
+    tally(Tried.LOST_RESPONSES, storm.lost)
 
 
 def test_64_clients_with_one_idempotency_key_get_one_image(new_service: NewService) -> None:

@@ -36,6 +36,7 @@ from lib.http.models import (
     parse_idempotency_key,
     parse_month,
 )
+from lib.http.openai_contract import openai_operations
 from lib.http.request import GenerateRequest, parse_generate_request
 from lib.http.routes.common import (
     CHARGED,
@@ -277,6 +278,7 @@ _USAGE = Operation(
 
 OPERATIONS: tuple[Operation, ...] = (
     _GENERATE,
+    *openai_operations(_IDEMPOTENCY_KEY, EXAMPLE_URL, int(EXAMPLE_ID) // 1000),
     _CREDITS,
     _USAGE,
     GENERATION,

@@ -46,6 +46,7 @@ class Operation:
 
 TAGS: Mapping[str, str] = {
     "Images": "Turn a prompt into an image",
+    "OpenAI": "The same images in the form of OpenAI's Images API",
     "Credits": "What there is to spend",
     "Generations": "Every request that held credits, and its image",
     "Receipts": "Signed statements of what a generation cost",
