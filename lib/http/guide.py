@@ -183,7 +183,7 @@ _CONVENTIONS = Section(
 
 _COSTS = Section(
     "costs",
-    "What a response costs",
+    "Outcomes",
     (
         (
             "Every response of the generate route states in `X-Credits-Charged` what the request "

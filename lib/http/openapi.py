@@ -103,7 +103,7 @@ def _open(schema: dict[str, Any]) -> None:
     """
     for name, field in schema["properties"].items():
         field.pop("default", None)
-        if name not in schema["required"] and "anyOf" in field:
+        if name not in schema.get("required", ()) and "anyOf" in field:
             field.update(field.pop("anyOf")[0])
         field.pop("exclusiveMaximum", None)
         values = [field.pop("const")] if "const" in field else field.pop("enum", None)

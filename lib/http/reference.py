@@ -111,7 +111,7 @@ def _operation(
             yield from _success(status, response, schemas)
     errors = [code for status, each in responses.items() for code in _error_codes(status, each)]
     if errors:
-        details = "[What a response costs](#what-a-response-costs)"
+        details = "[Outcomes](#outcomes)"
         yield _wrapped(f"Errors, of which {details} has the details: {', '.join(errors)}.")
 
 
