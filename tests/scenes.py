@@ -460,6 +460,7 @@ SWITCHES = {
 }
 # Two crashes, with one preemption.
 TWO_CRASHES = (
+    "a refund and a request on one budget",
     "two requests with one key",
     "a slow request with a key and the reconciler",
     "a refund in doubt and the reconciler's settle",
@@ -476,6 +477,16 @@ WITH_THREE = {
             Actor("reconciler", reconcile_later),
         ),
         one_image_for_the_key,
+    ),
+    "a key, the one that replaces it and the reconciler on one budget": _scene(
+        (
+            Actor("old", ask_with_key),
+            Actor("new", ask_after_rotation),
+            Actor("reconciler", reconcile),
+        ),
+        within_the_budget,
+        prepare=lambda world: abandoned(world, with_image=False),
+        budget=5,
     ),
     "a slow request and two reconcilers": _scene(
         (Actor("request", ask), Actor("one", reconcile_later), Actor("other", reconcile))

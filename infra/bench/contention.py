@@ -26,7 +26,7 @@ from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
 from lib.errors import ServiceError
 from lib.ledger.accounts import Accounts
 from lib.ledger.ledger import Ledger
-from lib.ledger.order import CREDITS_PER_IMAGE, Order
+from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
 from lib.ledger.table import LedgerUnreachable
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -168,7 +168,7 @@ def _run_clients(
 def reserve_and_settle(ledger: Ledger, organisation: str, within_s: float) -> None:
     """The ledger's part of a paid request; raises what ``reserve`` and ``settle`` raise."""
     deadline = Deadline(within_s)
-    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9)
+    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9, spender=Spender("k", "k"))
     ledger.settle(ledger.reserve(order, str, deadline), 4200, deadline)
 
 
