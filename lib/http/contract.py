@@ -5,7 +5,7 @@ shapes come from ``lib.http.models`` and ``lib.http.request``, error texts from 
 the document cannot drift from what the service sends.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from lib.errors import (
     BodyTooLarge,
@@ -51,7 +51,7 @@ from lib.http.spec import Operation, ResponseSpec, error_response
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 
-__all__ = ["EXAMPLE_REQUEST", "OPERATIONS"]
+__all__ = ["OPERATIONS"]
 
 _PROMPT = "A log cabin by a frozen mountain lake at dusk"
 _ID = "1795390356254"
@@ -76,9 +76,6 @@ _REFUNDED = {
     "message": "Content policy violation",
     "creditsRefunded": CREDITS_PER_IMAGE,
 }
-
-EXAMPLE_REQUEST: Mapping[str, object] = {"prompt": _PROMPT, "aspectRatio": "16:9"}
-"""The example body of a generate request."""
 
 
 def _refusal(parse: Callable[[], object]) -> InvalidRequest:
@@ -162,7 +159,7 @@ _GENERATE = Operation(
         },
     ),
     body=GenerateRequest,
-    example=EXAMPLE_REQUEST,
+    example={"prompt": _PROMPT, "aspectRatio": "16:9"},
     responses=(
         ResponseSpec(
             200,
