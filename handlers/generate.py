@@ -26,7 +26,6 @@ from lib.errors import RequestRejected, ServiceError, ServiceUnavailable
 from lib.generation import Accepted, Finished
 from lib.http.models import AcceptedResponse, GenerateResponse, as_body, parse_idempotency_key
 from lib.http.openai import IMAGES_ROUTE, image_of, images_body
-from lib.http.openai_request import parse_images_request
 from lib.http.request import parse_generate_request
 from lib.keys.verification import VerifiedKey
 from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
@@ -135,6 +134,9 @@ def _openai_order(service: Dependencies, event: Event, key: VerifiedKey) -> Orde
     Raises:
         InvalidRequest, BodyTooLarge
     """
+    # It builds a model of pydantic's, for which a cold start of the other route has no use.
+    from lib.http.openai_request import parse_images_request  # noqa: PLC0415
+
     idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
     request = parse_images_request(body_of(event))
     return Order(

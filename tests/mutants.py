@@ -1028,8 +1028,8 @@ MUTANTS = (
     in_openai_request(
         "draw a ratio that is not near to the size",
         OPENAI + "test_a_field_that_would_change_the_picture_is_refused_by_name",
-        "if apart[nearest] > SIZE_TOLERANCE:",
-        "if apart[nearest] > 1:",
+        "> SIZE_TOLERANCE_PERCENT:",
+        "> 100:",
     ),
     in_openai_request(
         "draw one picture of a stream",

@@ -18,7 +18,7 @@ import pytest
 
 from infra.local.stack import LocalStack
 from infra.verify import tools
-from lib.http.contract import EXAMPLE_REQUEST, OPERATIONS
+from lib.http.contract import OPERATIONS
 from lib.http.gateway import GATEWAY_ANSWERS
 from lib.http.openapi import openapi
 from lib.http.request import VISIBLE_PATTERN
@@ -247,7 +247,7 @@ def a_generation(stack: LocalStack, organisation: str) -> tuple[str, str]:
     """A key, and the id of a generation of its organisation."""
     key = stack.open_account(organisation, 100)
     headers = {"Authorization": f"Bearer {key}"}
-    made = fetch(stack.url + GENERATE, "POST", json.dumps(EXAMPLE_REQUEST).encode(), headers)
+    made = fetch(stack.url + GENERATE, "POST", json.dumps(OPERATIONS[0].example).encode(), headers)
     assert made.status == 200, made
     (found,) = fetch(stack.url + GENERATIONS, headers=headers).json()["generations"]
     return key, found["id"]

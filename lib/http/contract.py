@@ -5,8 +5,6 @@ shapes come from ``lib.http.models`` and ``lib.http.request``, error texts from 
 the document cannot drift from what the service sends.
 """
 
-from collections.abc import Mapping
-
 from lib.errors import (
     BodyTooLarge,
     Busy,
@@ -53,10 +51,7 @@ from lib.http.routes.service import OPEN
 from lib.http.spec import Operation, ResponseSpec, error_response
 from lib.ledger.order import CREDITS_PER_IMAGE
 
-__all__ = ["EXAMPLE_REQUEST", "OPERATIONS"]
-
-EXAMPLE_REQUEST: Mapping[str, object] = {"prompt": PROMPT, "aspectRatio": "16:9"}
-"""The example body of a generate request."""
+__all__ = ["OPERATIONS"]
 
 
 _BAD_REQUESTS: tuple[ServiceError, ...] = (
@@ -118,7 +113,7 @@ _GENERATE = Operation(
         },
     ),
     body=GenerateRequest,
-    example=EXAMPLE_REQUEST,
+    example={"prompt": PROMPT, "aspectRatio": "16:9"},
     responses=(
         ResponseSpec(
             200,

@@ -6,13 +6,12 @@ Sources: platform.openai.com/docs/api-reference/images, and openai-python 3.57 (
 ``types/images_response.py``), which retries 408, 409, 429 and 5xx unless ``x-should-retry`` says
 otherwise.
 
-No request is parsed here, so that the account function starts without pydantic.
+Bodies are plain: ``lib.http.openai_contract`` has their shapes, and no request is parsed here, so
+that the functions start as fast as without these routes.
 """
 
 import base64
-from dataclasses import asdict, dataclass
 from http import HTTPStatus
-from typing import Annotated, Literal
 
 from lib.errors import (
     ContentRejected,
@@ -22,18 +21,11 @@ from lib.errors import (
     OutcomePending,
     ServiceError,
 )
-from lib.http.models import FieldSpec
 
 __all__ = [
     "IMAGES_ROUTE",
     "MAX_INLINE_PNG_BYTES",
     "OPENAI_PATHS",
-    "OpenAiError",
-    "OpenAiErrorResponse",
-    "OpenAiImage",
-    "OpenAiImagesResponse",
-    "OpenAiModel",
-    "OpenAiModelsResponse",
     "image_of",
     "images_body",
     "model_body",
@@ -62,76 +54,21 @@ _KNOWN: dict[int, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiImage:
-    """One of ``data`` in the answer: exactly one of the two fields."""
-
-    url: Annotated[
-        str | None, FieldSpec("Public URL of the PNG; anyone who has it can open it")
-    ] = None
-    b64_json: Annotated[str | None, FieldSpec("The PNG, in base64")] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiImagesResponse:
-    """The body of a 200 of the images route."""
-
-    created: Annotated[int, FieldSpec("When the request was accepted: epoch seconds", minimum=0)]
-    data: Annotated[list[OpenAiImage], FieldSpec("The one image")]
-    output_format: Annotated[Literal["png"], FieldSpec("Always `png`")] = "png"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiModel:
-    """One model, in the list and alone."""
-
-    id: Annotated[str, FieldSpec("Name of the model that draws every image")]
-    object: Annotated[Literal["model"], FieldSpec("Always `model`")] = "model"
-    created: Annotated[int, FieldSpec("Always 0: the model's date is not known")] = 0
-    owned_by: Annotated[Literal["google"], FieldSpec("Always `google`")] = "google"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiModelsResponse:
-    """The body of ``GET /v1/models``."""
-
-    object: Annotated[Literal["list"], FieldSpec("Always `list`")] = "list"
-    data: Annotated[list[OpenAiModel], FieldSpec("The one model of this deployment")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiError:
-    """What an error of these routes says."""
-
-    message: Annotated[str, FieldSpec("A sentence for people")]
-    type: Annotated[str, FieldSpec("OpenAI's type of error")]
-    param: Annotated[str | None, FieldSpec("The field that is at fault; null if there is none")]
-    code: Annotated[str, FieldSpec("OpenAI's code where it has one, or else `X-Error-Code`")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAiErrorResponse:
-    """The body of every error of these routes."""
-
-    error: OpenAiError
-
-
-def image_of(url: str, png: bytes | None, *, as_base64: bool) -> OpenAiImage:
+def image_of(url: str, png: bytes | None, *, as_base64: bool) -> dict[str, str]:
     """The image as asked for, or by its URL if it isn't at hand or would not fit."""
     if not as_base64 or png is None or len(png) > MAX_INLINE_PNG_BYTES:
-        return OpenAiImage(url=url)
-    return OpenAiImage(b64_json=base64.b64encode(png).decode())
+        return {"url": url}
+    return {"b64_json": base64.b64encode(png).decode()}
 
 
-def images_body(created_s: int, image: OpenAiImage) -> dict[str, object]:
-    """The body of a 200; ``created_s`` is in epoch seconds."""
-    shown = {name: text for name, text in asdict(image).items() if text is not None}
-    return asdict(OpenAiImagesResponse(created=created_s, data=[])) | {"data": [shown]}
+def images_body(created_s: int, image: dict[str, str]) -> dict[str, object]:
+    """The body of a 200; ``created_s`` is in epoch seconds, ``image`` comes from ``image_of``."""
+    return {"created": created_s, "data": [image], "output_format": "png"}
 
 
 def model_body(name: str) -> dict[str, object]:
-    """The body of ``GET /v1/models/{id}``."""
-    return asdict(OpenAiModel(id=name))
+    """The body of ``GET /v1/models/{id}``. When the model was made is not known."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "google"}
 
 
 def models_body(name: str) -> dict[str, object]:
@@ -139,7 +76,7 @@ def models_body(name: str) -> dict[str, object]:
 
     The list holds no aliases, though a request may name any model: it must be true.
     """
-    return asdict(OpenAiModelsResponse(data=[OpenAiModel(id=name)]))
+    return {"object": "list", "data": [model_body(name)]}
 
 
 def openai_headers(error: ServiceError) -> dict[str, str]:
@@ -162,13 +99,9 @@ def openai_error(error: ServiceError) -> tuple[int, dict[str, object]]:
         status, kind, code = 400, "invalid_request_error", "content_policy_violation"
     elif isinstance(error, ModelOverloaded):
         status = 503
-    said = OpenAiError(
-        message=_sentence(error),
-        type=kind,
-        param=error.field if isinstance(error, InvalidRequest) else None,
-        code=code,
-    )
-    return status, asdict(OpenAiErrorResponse(error=said))
+    param = error.field if isinstance(error, InvalidRequest) else None
+    said = {"message": _sentence(error), "type": kind, "param": param, "code": code}
+    return status, {"error": said}
 
 
 def _sentence(error: ServiceError) -> str:

@@ -1,5 +1,8 @@
 """The operations of OpenAI's Images API, for ``lib.http.contract``."""
 
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
 from lib.errors import (
     BodyTooLarge,
     Busy,
@@ -20,13 +23,8 @@ from lib.errors import (
     ServiceUnavailable,
     Unauthorized,
 )
-from lib.http.models import MAX_BODY_BYTES
+from lib.http.models import MAX_BODY_BYTES, FieldSpec
 from lib.http.openai import (
-    OpenAiErrorResponse,
-    OpenAiImage,
-    OpenAiImagesResponse,
-    OpenAiModel,
-    OpenAiModelsResponse,
     images_body,
     model_body,
     models_body,
@@ -53,6 +51,61 @@ result = client.images.generate(
 print(result.data[0].url)
 """
 """A whole program with the library ``openai`` for Python; ``origin`` is the service's URL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiImage:
+    """One of ``data`` in the answer: exactly one of the two fields."""
+
+    url: Annotated[
+        str | None, FieldSpec("Public URL of the PNG; anyone who has it can open it")
+    ] = None
+    b64_json: Annotated[str | None, FieldSpec("The PNG, in base64")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiImagesResponse:
+    """The body of a 200 of the images route."""
+
+    created: Annotated[int, FieldSpec("When the request was accepted: epoch seconds", minimum=0)]
+    data: Annotated[list[OpenAiImage], FieldSpec("The one image")]
+    output_format: Annotated[Literal["png"], FieldSpec("Always `png`")] = "png"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiModel:
+    """One model, in the list and alone."""
+
+    id: Annotated[str, FieldSpec("Name of the model that draws every image")]
+    object: Annotated[Literal["model"], FieldSpec("Always `model`")] = "model"
+    created: Annotated[int, FieldSpec("Always 0: the model's date is not known")] = 0
+    owned_by: Annotated[Literal["google"], FieldSpec("Always `google`")] = "google"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiModelsResponse:
+    """The body of ``GET /v1/models``."""
+
+    object: Annotated[Literal["list"], FieldSpec("Always `list`")] = "list"
+    data: Annotated[list[OpenAiModel], FieldSpec("The one model of this deployment")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiError:
+    """What an error of these routes says."""
+
+    message: Annotated[str, FieldSpec("A sentence for people")]
+    type: Annotated[str, FieldSpec("OpenAI's type of error")]
+    param: Annotated[str | None, FieldSpec("The field that is at fault; null if there is none")]
+    code: Annotated[str, FieldSpec("OpenAI's code where it has one, or else `X-Error-Code`")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAiErrorResponse:
+    """The body of every error of these routes."""
+
+    error: OpenAiError
+
 
 _CHARGED = "X-Credits-Charged"
 
@@ -131,8 +184,8 @@ def openai_operations(
                 "The image was generated and stored",
                 OpenAiImagesResponse,
                 {
-                    "url": images_body(created_s, OpenAiImage(url=image_url)),
-                    "b64_json": images_body(created_s, OpenAiImage(b64_json="iVBORw0KGgo...")),
+                    "url": images_body(created_s, {"url": image_url}),
+                    "b64_json": images_body(created_s, {"b64_json": "iVBORw0KGgo..."}),
                 },
                 (_CHARGED, "Idempotent-Replayed"),
             ),

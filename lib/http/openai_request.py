@@ -6,7 +6,6 @@ charge, by name. Fields of OpenAI's that change nothing here are accepted and ig
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +25,7 @@ from lib.picture.aspect_ratio import AspectRatio
 __all__ = ["ImagesOrder", "ImagesRequest", "parse_images_request"]
 
 # As far as a size may be from a ratio: 1792x1024 of DALL-E is 1.6 % from 16:9.
-SIZE_TOLERANCE = Fraction(6, 100)
+SIZE_TOLERANCE_PERCENT = 6
 # Models of these names always answer in base64; their clients read nothing else.
 _BASE64_MODELS = "gpt-image"
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -130,19 +129,24 @@ def _ratio(size: str | None) -> AspectRatio:
     """The ratio that is nearest to ``size``.
 
     Raises:
-        InvalidRequest: none is within ``SIZE_TOLERANCE``, or it is no size.
+        InvalidRequest: none is within ``SIZE_TOLERANCE_PERCENT``, or it is no size.
     """
     if size is None or size == "auto":
         return AspectRatio.SQUARE
     found = _SIZE.fullmatch(size)
     if found is None:
         raise _invalid_size()
-    shape = Fraction(int(found[1]), int(found[2]))
-    apart = {ratio: abs(shape / Fraction(ratio.replace(":", "/")) - 1) for ratio in AspectRatio}
-    nearest = min(apart, key=apart.__getitem__)
-    if apart[nearest] > SIZE_TOLERANCE:
+    nearest = min(AspectRatio, key=lambda ratio: _percent_apart(found, ratio))
+    if _percent_apart(found, nearest) > SIZE_TOLERANCE_PERCENT:
         raise _invalid_size()
     return nearest
+
+
+def _percent_apart(size: re.Match[str], ratio: AspectRatio) -> float:
+    """How far the shape of ``size`` is from ``ratio``, exact for whole percents."""
+    width, height = ratio.split(":")
+    wanted, given = int(size[2]) * int(width), int(size[1]) * int(height)
+    return abs(given - wanted) * 100 / wanted
 
 
 def _invalid(field: str) -> InvalidRequest:
