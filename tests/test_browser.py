@@ -67,10 +67,14 @@ class Visitor:
     def status(self, kind: str) -> str:
         """The final status line, which must be ``good`` or ``bad``."""
         wait = WebDriverWait(self.driver, PATIENCE_S)
-        wait.until(lambda _: self.find("#go").is_enabled() and self.find("#status").text)
+        wait.until(lambda _: not self.is_busy() and self.find("#status").text)
         line = self.find("#status")
         assert kind in (line.get_attribute("class") or "").split(), line.text
         return line.text
+
+    def is_busy(self) -> bool:
+        """Whether a generation is in progress; the button keeps its focus meanwhile."""
+        return self.find("#go").get_attribute("aria-disabled") == "true"
 
     def picture(self) -> tuple[int, int]:
         """Width and height in pixels of the picture that is shown."""
