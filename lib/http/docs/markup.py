@@ -42,8 +42,7 @@ def panel(title: str, text: str) -> str:
     """A titled block of code, which the page's script gives a button to copy it."""
     return (
         f'<div class="panel"><div class="head"><h4>{html.escape(title)}</h4></div>'
-        f'<pre tabindex="0" role="region" aria-label="{html.escape(title)}">'
-        f"<code>{html.escape(text)}</code></pre></div>"
+        f'<pre tabindex="0"><code>{html.escape(text)}</code></pre></div>'
     )
 
 

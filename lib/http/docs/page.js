@@ -6,7 +6,7 @@ const CREDITS = "/api/v1/billing/credits";
 const USAGE = "/api/v1/billing/usage";
 const KEY_FORMAT = /^gg_[a-z0-9][a-z0-9_-]{0,62}_[0-9A-Za-z]{49}$/;
 const SHOWN_AT_ONCE = 6;
-const TRIES = 6;
+const TRIES = 5;
 const FIRST_PAUSE_MS = 1000;
 const ACCEPTED_WITHIN_MS = 3000;
 // An asynchronous generation ends within 45 minutes.
@@ -103,7 +103,7 @@ const showImage = (url, prompt) => {
 
 const UNKNOWN = "It is not known whether this request was charged.";
 const SAFE_RETRY = "Trying again with the same Idempotency-Key is safe: it never pays twice.";
-const HELD = "5 credits are held until the outcome is known.";
+const HELD = "5 credits are held until it is known.";
 const FREE = "This request costs nothing.";
 
 const costOf = (response) => {
@@ -192,31 +192,43 @@ const pollEveryMs = (run) => {
   return elapsedMs < 15_000 ? 1000 : elapsedMs < 60_000 ? 2000 : 5000;
 };
 
+// What survives a reload. The API key is kept apart.
+const keep = ({ apiKey, ...kept }) => remember(PENDING, kept);
+
+const showProgress = (run, step) => {
+  if (run.isPending) {
+    stopClock();
+    showBad("The service could not finish this request.", `The outcome is pending: ${HELD}`);
+    showMessage("Waiting for the outcome...");
+    return;
+  }
+  showStep(step, run.startedAt);
+  // A live region: it speaks when the step changes, not at every poll.
+  const sentence = step === 0 ? "Queued." : "Drawing. 5 credits are held.";
+  if (status.textContent !== sentence) showStatus("", element("p", {}, sentence));
+};
+
 const follow = async (run) => {
-  while (Date.now() - run.startedAt < FOLLOWED_FOR_MS) {
+  do {
     const response = await call(run.location, run.apiKey).catch(() => null);
     if (response?.status === 401 || response?.status === 404) {
       end();
-      const lines = "The API key in the field cannot read this request. The history of its own key has the outcome.";
-      showBad(lines, UNKNOWN);
-      showMessage("The outcome is not known.");
+      showBad("The API key in the field cannot read this request.", UNKNOWN);
+      showMessage("The history of the key that made the request has the outcome.");
       return;
     }
     const generation = response?.ok ? await bodyOf(response) : {};
     if (generation.status === "settled") return succeed(run, generation);
     if (generation.status === "refunded") return refunded(generation);
-    if (generation.status === "reserved") {
-      showStep(1, run.startedAt);
-      if (!run.isPending) showStatus("", element("p", {}, `Drawing. ${HELD}`));
-    }
+    if (generation.status === "reserved" && !run.isPending) showProgress(run, 1);
     await sleep(pauseMs(response, pollEveryMs(run)));
-  }
+  } while (Date.now() - run.startedAt < FOLLOWED_FOR_MS);
   pause("The outcome is still pending.");
 };
 
 const post = (run) => {
-  // A service without a queue ignores the preference and responds with the image.
-  const drawing = setTimeout(() => running === run && showStep(1, run.startedAt), ACCEPTED_WITHIN_MS);
+  // A service without a queue ignores the preference: its response is the image.
+  const drawing = setTimeout(() => showStep(1, run.startedAt), ACCEPTED_WITHIN_MS);
   return call(GENERATE, run.apiKey, {
     method: "POST",
     headers: {
@@ -232,8 +244,7 @@ const post = (run) => {
 
 const located = (run, response) => {
   run.location = response.headers.get("Location");
-  const { apiKey, ...kept } = run;
-  remember(PENDING, kept);
+  keep(run);
   return follow(run);
 };
 
@@ -251,7 +262,7 @@ const submit = async (run) => {
     if (isOurs(response) && code !== "generation_in_flight") {
       if (code === "outcome_pending") {
         run.isPending = true;
-        showBad("The service could not finish this request.", costOf(response));
+        showProgress(run);
         return located(run, response);
       }
       end();
@@ -276,10 +287,8 @@ const start = (run) => {
   run.apiKey = typedKey();
   running = run;
   go.setAttribute("aria-disabled", "true");
-  const { apiKey, ...kept } = run;
-  remember(PENDING, kept);
-  showStep(run.location ? 1 : 0, run.startedAt);
-  showStatus("", element("p", {}, run.location ? "Drawing." : "Queued."));
+  keep(run);
+  showProgress(run, run.location ? 1 : 0);
   return run.location ? follow(run) : submit(run);
 };
 
@@ -580,6 +589,7 @@ addEventListener("hashchange", reveal);
 reveal();
 
 find("play").hidden = false;
+if (/Mac|iP(hone|ad)/.test(navigator.platform)) find("shortcut").querySelector("kbd").textContent = "Cmd";
 keyField.value = recall(KEY) ?? "";
 const interrupted = recall(PENDING);
 if (interrupted && typedKey() !== "") {

@@ -222,8 +222,8 @@ def _error(title: str, name: str, value: object, by_code: Mapping[str, Outcome])
         head += [f"X-Should-Retry: {should_retry}", f"X-Credits-Charged: {charged}"]
     text = "\n".join((f"HTTP/1.1 {title}", *head, "", json.dumps(value, indent=2)))
     return (
-        f'<details class="example"><summary>Example</summary><pre tabindex="0" role="region"'
-        f' aria-label="{title}"><code>{html.escape(text)}</code></pre></details>'
+        '<details class="example"><summary>Example</summary>'
+        f'<pre tabindex="0"><code>{html.escape(text)}</code></pre></details>'
     )
 
 
