@@ -411,7 +411,7 @@ def test_the_history_can_be_used_again_and_deleted(visitor: Visitor) -> None:
     second, first = visitor.all("#strip li")
     for image in visitor.all("#strip img"):
         assert image.get_attribute("loading") == "lazy"
-        assert image.size == {"width": 96, "height": 96}
+        assert image.size == {"width": 80, "height": 80}
     assert "5 credits · 3:2" in first.text
 
     first.find_element(By.XPATH, ".//button[.='Use this prompt again']").click()
@@ -573,7 +573,7 @@ def test_a_phone_gets_a_short_page_whose_parts_open(visitor: Visitor) -> None:
     visitor.wait(lambda: visitor.find("#rate_limited").is_displayed())
     row = visitor.find("#rate_limited")
     assert row.rect["width"] <= 390
-    assert "Try again?" in visitor.driver.execute_script(
+    assert "Try again" in visitor.driver.execute_script(
         "return getComputedStyle(arguments[0], '::before').content",
         row.find_elements(By.CSS_SELECTOR, "td")[2],
     )

@@ -8,19 +8,20 @@ from lib.http.text import Block, Bullets, Code, Section, Table
 
 __all__ = ["code", "panel", "prose", "row", "section", "table", "topic"]
 
+_LONGEST_WHOLE = 36
 _ADDRESS = re.compile(r"(https://[^\s<`]+[^\s<`.,:;])")
 
 
 def code(text: object) -> str:
-    """``text``, escaped, as inline code."""
-    return f"<code>{html.escape(str(text))}</code>"
+    """``text``, escaped, as inline code, which breaks only if it is too long for a phone."""
+    return _inline(html.escape(str(text)))
 
 
 def prose(text: str) -> str:
     """``text``, escaped, with backticks rendered as inline code and addresses as links."""
     parts = re.split(r"`([^`]+)`", html.escape(text))
     return "".join(
-        f"<code>{part}</code>" if number % 2 else _ADDRESS.sub(r'<a href="\1">\1</a>', part)
+        _inline(part) if number % 2 else _ADDRESS.sub(r'<a href="\1">\1</a>', part)
         for number, part in enumerate(parts)
     )
 
@@ -57,6 +58,12 @@ def topic(anchor: str, title: str, body: str) -> str:
 def section(each: Section) -> str:
     """A section of the guide."""
     return topic(each.anchor, each.title, "".join(map(_block, each.blocks)))
+
+
+def _inline(escaped: str) -> str:
+    is_long = len(html.unescape(escaped)) > _LONGEST_WHOLE
+    attribute = ' class="long"' if is_long else ""
+    return f"<code{attribute}>{escaped}</code>"
 
 
 def _block(block: Block) -> str:

@@ -180,6 +180,7 @@ const pause = (sentence) => {
   });
   showBad(sentence, `${UNKNOWN} ${SAFE_RETRY}`, again);
   showMessage("The outcome is not known.");
+  loadAccount();
 };
 
 const pauseMs = (response, otherwiseMs) => {
@@ -457,7 +458,7 @@ const thumbnail = (each) => {
     return element("p", { className: "thumb" }, each.status === "refunded" ? each.message : "In progress");
   }
   // The size keeps the page still, and lazy loading saves whole images.
-  const image = element("img", { loading: "lazy", decoding: "async", width: 96, height: 96 });
+  const image = element("img", { loading: "lazy", decoding: "async", width: 80, height: 80 });
   Object.assign(image, { src: each.imageUrl, alt: "" });
   const link = { className: "thumb", href: each.imageUrl, target: "_blank", rel: "noopener" };
   const opened = element("a", link, image);

@@ -243,6 +243,6 @@ def _outcome_row(outcome: Outcome) -> str:
     return (
         f'<tr{anchor}><th scope="row">{head}</th><td>{when}</td>'
         f'<td data-label="Credits">{html.escape(outcome.credits_charged)}</td>'
-        f'<td data-label="Try again?">{again}</td>'
+        f'<td data-label="Try again">{again}</td>'
         f"<td data-advice>{prose(outcome.advice)}</td></tr>"
     )
