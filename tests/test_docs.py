@@ -21,6 +21,7 @@ from infra.local.functions import LambdaContext
 from infra.local.stack import LocalStack
 from lib.errors import ServiceError
 from lib.http import docs
+from lib.http.gateway import GATEWAY_EXAMPLE
 from lib.http.guide import guide
 from lib.http.openapi import openapi
 from lib.picture.aspect_ratio import AspectRatio
@@ -111,9 +112,9 @@ def test_each_answer_of_each_route_has_an_example(page: str) -> None:
                 content = response.get("content", {}).get("application/json", {})
                 for name, example in content.get("examples", {}).items():
                     is_error = int(status) >= 400
-                    shown = (
-                        f'href="#{name}"' if is_error else json.dumps(example["value"], indent=2)
-                    )
+                    anchor = f"gateway-{status}" if name == GATEWAY_EXAMPLE else name
+                    body = json.dumps(example["value"], indent=2)
+                    shown = f'href="#{anchor}"' if is_error else body
                     assert shown in text or "security" in operation, name
     assert '"creditsRemaining": 2' in text
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lib.http.docs.markup import code, panel, prose, row, topic
+from lib.http.gateway import GATEWAY_EXAMPLE
 from lib.http.outcomes import FIRST_ERROR, Outcome
 from lib.picture.aspect_ratio import AspectRatio
 
@@ -31,6 +32,7 @@ _REASONS = {
     422: "Unprocessable Content",
     429: "Too Many Requests",
     500: "Internal Server Error",
+    503: "Service Unavailable",
 }
 
 Document = Mapping[str, Any]
@@ -196,12 +198,18 @@ def _responses(operation: Document, by_code: Mapping[str, Outcome]) -> Iterator[
         if int(status) < FIRST_ERROR:
             yield from _successes(title, response, examples)
         elif examples:
-            codes = " ".join(f'<a href="#{name}">{code(name)}</a>' for name in examples)
+            codes = " ".join(_error_link(status, name) for name in examples)
             first = next(iter(examples))
             shown = _error(title, first, examples[first], by_code) if with_examples else ""
             errors.append(f"<li><strong>{status}</strong> <span>{codes}</span>{shown}</li>")
     if errors:
         yield f'<h4>Errors</h4><ul class="codes">{"".join(errors)}</ul>'
+
+
+def _error_link(status: str, name: str) -> str:
+    if name == GATEWAY_EXAMPLE:
+        return f'<a href="#gateway-{status}">API Gateway</a>'
+    return f'<a href="#{name}">{code(name)}</a>'
 
 
 def _successes(title: str, response: Document, examples: Document) -> Iterator[str]:
@@ -215,8 +223,9 @@ def _successes(title: str, response: Document, examples: Document) -> Iterator[s
 
 def _error(title: str, name: str, value: object, by_code: Mapping[str, Outcome]) -> str:
     outcome = by_code.get(name)
-    head = [f"X-Error-Code: {name}"]
+    head = []
     if outcome is not None:
+        head.append(f"X-Error-Code: {name}")
         should_retry = "true" if outcome.should_retry == "yes" else "false"
         charged = outcome.credits_charged.partition(",")[0]
         head += [f"X-Should-Retry: {should_retry}", f"X-Credits-Charged: {charged}"]
