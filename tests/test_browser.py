@@ -323,6 +323,7 @@ def test_a_response_without_a_stated_cost_is_not_called_free_and_repeated_with_i
     done = (200, {"X-Credits-Charged": "0"}, _IMAGE | {"durationMs": 4000})
     answers(quick, {GENERATE: [reply, done], CREDITS: [(200, {}, _BALANCE)]})
     quick.find("#status button").click()
+    assert quick.driver.switch_to.active_element == quick.find("#go")
     assert "Done in 4.0 s. 5 credits charged" in quick.status("good")
     assert quick.driver.execute_script("return window.sent") == [sent[0]] * 2
 

@@ -9,7 +9,7 @@ from lib.http.text import Block, Bullets, Code, Section, Table
 __all__ = ["code", "panel", "prose", "row", "section", "table", "topic"]
 
 _LONGEST_WHOLE = 36
-_ADDRESS = re.compile(r"(https://[^\s<`]+[^\s<`.,:;])")
+_ADDRESS = re.compile(r"((?:https://|mailto:)[^\s<`]+[^\s<`.,:;])")
 
 
 def code(text: object) -> str:

@@ -11,6 +11,8 @@ const FIRST_PAUSE_MS = 1000;
 const ACCEPTED_WITHIN_MS = 3000;
 // An asynchronous generation ends within 45 minutes.
 const FOLLOWED_FOR_MS = 50 * 60_000;
+// An idempotency key is remembered for 24 hours: later, the same request is a new one.
+const REPEATED_FOR_MS = 23 * 3_600_000;
 
 const find = (id) => document.getElementById(id);
 const form = find("form");
@@ -175,7 +177,7 @@ const pause = (sentence) => {
   go.removeAttribute("aria-disabled");
   const again = element("button", { type: "button", className: "quiet" }, "Try again");
   again.addEventListener("click", () => {
-    again.remove();
+    go.focus();
     start(run);
   });
   showBad(sentence, `${UNKNOWN} ${SAFE_RETRY}`, again);
@@ -285,6 +287,11 @@ const submit = async (run) => {
 };
 
 const start = (run) => {
+  if (!run.location && Date.now() - run.startedAt > REPEATED_FOR_MS) {
+    remember(PENDING, null);
+    showBad("The request is too old to be repeated.", UNKNOWN);
+    return;
+  }
   run.apiKey = typedKey();
   running = run;
   go.setAttribute("aria-disabled", "true");
@@ -476,9 +483,9 @@ const itemOf = (each, key) => {
     promptField.focus();
   });
   const remove =
-    each.status === "settled"
-      ? button("Delete", each.prompt, () => askToDelete(each, key, item))
-      : null;
+    each.status === "reserved"
+      ? null
+      : button("Delete", each.prompt, () => askToDelete(each, key, item));
   item.append(
     thumbnail(each),
     element(
@@ -509,7 +516,7 @@ find("delete").addEventListener("click", async () => {
   const body = response === null || isGone ? {} : await bodyOf(response);
   const failure = response === null ? "no response" : (body.message ?? body.error ?? response.status);
   const sentence = isGone
-    ? `Deleted. The ${each.creditsCharged} credits stay charged.`
+    ? `Deleted. ${each.creditsCharged ? `The ${each.creditsCharged} credits stay charged.` : ""}`
     : `Not confirmed: ${failure}. Deleting again is safe.`;
   const note = element("p", { className: "note", tabIndex: -1 }, sentence);
   if (isGone) item.replaceChildren(note);
