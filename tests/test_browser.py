@@ -5,6 +5,7 @@ ChromeDriver drives Chromium against a local stack. Requests to any other host f
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -227,6 +228,7 @@ def test_a_model_that_is_slower_than_a_request_is_waited_for_and_keeps_the_focus
     first = visitor.find(".clock").text
     visitor.wait(lambda: visitor.find(".clock").text != first, 2)
     assert "5 credits are held" in visitor.find("#status").text
+    assert visitor.faults() == []
     assert visitor.driver.switch_to.active_element == visitor.find("#go")
     visitor.find("#go").click()
     line = visitor.status("good", within_s=60)
@@ -277,15 +279,18 @@ Reply = tuple[int, dict[str, str], object]
 def answers(visitor: Visitor, replies: dict[str, list[Reply]]) -> None:
     """Lets the page get ``replies`` to its calls, by path: status, headers and body.
 
-    The last one is repeated. Other paths are 404. ``window.sent`` has the idempotency keys.
+    The last one is repeated. Other paths are 404. ``window.sent`` has the idempotency keys,
+    ``window.polls`` how often a generation was asked for.
     """
     visitor.driver.execute_script(
         """
         const replies = arguments[0];
         window.sent = [];
+        window.polls = 0;
         window.fetch = async (path, options) => {
           const left = replies[path] ?? [[404, {}, {}]];
           const [status, headers, body] = left.length > 1 ? left.shift() : left[0];
+          if (path.startsWith("/api/v1/generations/")) window.polls += 1;
           if (options.method === "POST") window.sent.push(options.headers["Idempotency-Key"]);
           if (status === 0) throw new TypeError("the connection broke");
           const text = typeof body === "string" ? body : JSON.stringify(body);
@@ -318,6 +323,7 @@ def test_a_response_without_a_stated_cost_is_not_called_free_and_repeated_with_i
         assert untrue not in line
     sent = quick.driver.execute_script("return window.sent")
     assert len(sent) == 5
+    assert quick.faults() == []
     assert len(set(sent)) == 1
 
     done = (200, {"X-Credits-Charged": "0"}, _IMAGE | {"durationMs": 4000})
@@ -349,18 +355,20 @@ def test_a_gateway_that_fails_once_costs_one_image(quick: Visitor) -> None:
 def test_a_pending_outcome_is_shown_and_followed_to_its_end(ending: str, quick: Visitor) -> None:
     end = {"status": "settled", "durationMs": 61_000, **_IMAGE} if ending == "settled" else _REFUND
     failed = (500, _PENDING, {"error": "Failed", "message": "Image generation timed out"})
-    reserved = (200, {"Retry-After": "10"}, {"status": "reserved"})
+    reserved = (200, {"Retry-After": "20"}, {"status": "reserved"})
     answers(
         quick,
         {
             GENERATE: [failed],
-            _PENDING["Location"]: [reserved, reserved, (200, {}, end)],
+            _PENDING["Location"]: [reserved, (200, {}, end)],
             CREDITS: [(200, {}, _BALANCE)],
         },
     )
     quick.ask("A hut")
     quick.wait(lambda: "The outcome is pending: 5 credits are held" in quick.find("#status").text)
     assert "nothing" not in quick.find("#status").text
+    time.sleep(0.5)
+    assert quick.driver.execute_script("return window.polls") == 1, "Retry-After says 20 s"
     last = "5 credits charged. 95 credits left" if ending == "settled" else "costs nothing"
     quick.wait(lambda: last in quick.find("#status").text)
 
@@ -371,6 +379,7 @@ def test_an_empty_account_shows_the_missing_credits_and_leads_to_the_reference(
     visitor.ask("A hut", visitor.stack.open_account("empty", 3))
     line = visitor.status("bad")
     assert "3 of the 5" in line
+    assert visitor.faults() == []
     assert "This request costs nothing" in line
     visitor.find("#status a").click()
     assert "balance is below the price" in visitor.find("tr:target").text

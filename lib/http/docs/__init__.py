@@ -117,7 +117,7 @@ def _hash_of(name: str) -> str:
 def _time_fact(model: str | None) -> str:
     """How long a picture takes, or nothing about a model that was not measured."""
     usual = typical_time(model) if model else None
-    return f"<li><strong>{usual}</strong> usually</li>" if usual else ""
+    return f"<li>usually <strong>{usual}</strong></li>" if usual else ""
 
 
 def _support(url: str | None) -> str:

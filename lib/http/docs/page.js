@@ -6,6 +6,7 @@ const CREDITS = "/api/v1/billing/credits";
 const USAGE = "/api/v1/billing/usage";
 const KEY_FORMAT = /^gg_[a-z0-9][a-z0-9_-]{0,62}_[0-9A-Za-z]{49}$/;
 const SHOWN_AT_ONCE = 6;
+const CLIENT_TIMEOUT_MS = 35_000;
 const TRIES = 5;
 const FIRST_PAUSE_MS = 1000;
 const ACCEPTED_WITHIN_MS = 3000;
@@ -56,7 +57,11 @@ const KEY = "api-key";
 const PENDING = "pending";
 
 const call = (path, key, options = {}) =>
-  fetch(path, { ...options, headers: { Authorization: `Bearer ${key}`, ...options.headers } });
+  fetch(path, {
+    signal: AbortSignal.timeout(CLIENT_TIMEOUT_MS),
+    ...options,
+    headers: { Authorization: `Bearer ${key}`, ...options.headers },
+  });
 // The body of an error need not be JSON: a proxy may have sent it.
 const bodyOf = (response) => response.json().catch(() => ({}));
 const typedKey = () => keyField.value.trim();
@@ -110,25 +115,28 @@ const FREE = "This request costs nothing.";
 
 const costOf = (response) => {
   const charged = response.headers.get("X-Credits-Charged");
-  if (charged === null) return UNKNOWN;
-  return charged === "0" ? FREE : `The outcome is pending: ${charged} credits are held.`;
+  return charged === "0" ? FREE : UNKNOWN;
 };
 
 // What to do about an error is in the page's own table.
 const adviceOn = (code) => find(code)?.querySelector("[data-advice]")?.textContent ?? "";
 
 const showFailure = (response, body) => {
-  const code = response.headers.get("X-Error-Code") ?? "";
+  const code = response.headers.get("X-Error-Code");
   const detail = [body.error, body.message].filter(Boolean).join(": ");
-  const lines = [`${detail || response.statusText || "Error"} (${response.status}).`];
-  if (code === "insufficient_credits") {
-    lines.push(`You have ${body.creditsRemaining} of the ${body.creditsRequired} credits that an image costs.`);
+  const lines = [`${detail} (${response.status}).`];
+  if (body.creditsRequired !== undefined) {
+    const owner = code === "key_budget_exhausted" ? "This key's budget of the month has" : "You have";
+    lines.push(`${owner} ${body.creditsRemaining} of the ${body.creditsRequired} credits that an image costs.`);
   }
   lines.push(adviceOn(code));
   const retryAfter = response.headers.get("Retry-After");
   if (retryAfter) lines.push(`Wait ${retryAfter} s.`);
-  const more = find(code) && element("a", { href: `#${code}` }, `About ${code}`);
-  showBad(lines.filter(Boolean).join(" "), costOf(response), ...(more ? [more] : []));
+  const more = [element("a", { href: `#${code}` }, `About ${code}`)];
+  if (response.status >= 500) {
+    more.push(element("p", { className: "id" }, `X-Request-Id: ${response.headers.get("X-Request-Id")}`));
+  }
+  showBad(lines.filter(Boolean).join(" "), costOf(response), ...more);
   showMessage("No image was generated.");
 };
 

@@ -198,7 +198,7 @@ def _responses(operation: Document, by_code: Mapping[str, Outcome]) -> Iterator[
         if int(status) < FIRST_ERROR:
             yield from _successes(title, response, examples)
         elif examples:
-            codes = " ".join(_error_link(status, name) for name in examples)
+            codes = " ".join(_error_link(status, name, by_code) for name in examples)
             first = next(iter(examples))
             shown = _error(title, first, examples[first], by_code) if with_examples else ""
             errors.append(f"<li><strong>{status}</strong> <span>{codes}</span>{shown}</li>")
@@ -206,10 +206,10 @@ def _responses(operation: Document, by_code: Mapping[str, Outcome]) -> Iterator[
         yield f'<h4>Errors</h4><ul class="codes">{"".join(errors)}</ul>'
 
 
-def _error_link(status: str, name: str) -> str:
+def _error_link(status: str, name: str, by_code: Mapping[str, Outcome]) -> str:
     if name == GATEWAY_EXAMPLE:
         return f'<a href="#gateway-{status}">API Gateway</a>'
-    return f'<a href="#{name}">{code(name)}</a>'
+    return f'<a href="#{name}">{code(name)}</a>' if name in by_code else code(name)
 
 
 def _successes(title: str, response: Document, examples: Document) -> Iterator[str]:
