@@ -41,13 +41,12 @@ Document = Mapping[str, Any]
 def operations(document: Document, outcomes: Sequence[Outcome]) -> str:
     """Every route that needs a key: its request on the left, its responses on the right."""
     by_code = {outcome.code: outcome for outcome in outcomes}
-    schemas = document["components"]["schemas"]
     return "".join(
         topic(
             operation["operationId"],
             operation["summary"],
             f'<p class="route">{_route(method, path)}</p><div class="cols">'
-            f"<div>{''.join(_description(operation, schemas))}</div>"
+            f"<div>{''.join(_description(operation, document))}</div>"
             f'<div class="beside">'
             f"{''.join(_responses(operation, by_code))}</div></div>",
         )
@@ -106,11 +105,11 @@ def _route(method: str, path: str) -> str:
     return f'<span class="verb {method.lower()}">{method}</span> {code(path)}'
 
 
-def _description(operation: Document, schemas: Document) -> Iterator[str]:
+def _description(operation: Document, document: Document) -> Iterator[str]:
     if "description" in operation:
         yield f"<p>{prose(operation['description'])}</p>"
     if "requestBody" in operation:
-        schema = _schema(operation["requestBody"], schemas)
+        schema = _schema(operation["requestBody"], document)
         fields = (
             _field(name, _type(field), _presence(name, schema), field.get("description", ""))
             for name, field in schema["properties"].items()
@@ -122,31 +121,49 @@ def _description(operation: Document, schemas: Document) -> Iterator[str]:
             yield _fields(title, map(_parameter, parameters))
     for status, response in operation["responses"].items():
         if int(status) < FIRST_ERROR:
-            yield from _response_fields(status, response, schemas)
+            yield from _response_fields(status, response, document)
 
 
-def _response_fields(status: str, response: Document, schemas: Document) -> Iterator[str]:
+def _response_fields(status: str, response: Document, document: Document) -> Iterator[str]:
     content = response.get("content", {}).get("application/json", {})
     if "schema" not in content:
         yield f"<p><strong>{status}</strong>: {prose(response['description'])}.</p>"
         return
-    fields = (
-        _field(name, _type(field), "", field.get("description", ""))
-        for name, field in _schema(response, schemas)["properties"].items()
-    )
-    yield _fields(f"Response {status}", fields)
+    yield _fields(f"Response {status}", _with_items(_schema(response, document), document))
+
+
+def _with_items(schema: Document, document: Document) -> Iterator[str]:
+    """The fields, and those of the objects in lists, unless a route that returns one has them."""
+    for name, field in schema["properties"].items():
+        item = field.get("items", {}).get("$ref", "").rpartition("/")[2]
+        home = _home(item, document)
+        yield _field(name, _type(field), "", field.get("description", ""), home)
+        if item and not home:
+            for inner, each in document["components"]["schemas"][item]["properties"].items():
+                yield _field(f"{name}[].{inner}", _type(each), "", each.get("description", ""))
+
+
+def _home(schema: str, document: Document) -> str:
+    """Where the fields of a schema are described: the route that returns one, or nowhere."""
+    for _, _, operation in _routes(document):
+        content = operation["responses"].get("200", {}).get("content", {})
+        reference = content.get("application/json", {}).get("schema", {}).get("$ref", "")
+        if schema and reference.endswith(f"/{schema}"):
+            link = f'<a href="#{operation["operationId"]}">{html.escape(operation["summary"])}</a>'
+            return f"Each has the fields of {link}."
+    return ""
 
 
 def _fields(title: str, fields: Iterator[str]) -> str:
     return f'<h4>{title}</h4><dl class="fields">{"".join(fields)}</dl>'
 
 
-def _field(name: str, kind: str, presence: str, description: str) -> str:
+def _field(name: str, kind: str, presence: str, description: str, home: str = "") -> str:
     ratios = f" The ten: {_RATIOS}." if kind == "one of ten" else ""
     sentence = description if description.endswith((".", "`")) or not ratios else f"{description}."
     return (
         f"<div><dt>{code(name)} <span>{html.escape(kind)}</span>{presence}</dt>"
-        f"<dd>{prose(sentence)}{ratios}</dd></div>"
+        f"<dd>{prose(sentence)}{ratios} {home}</dd></div>"
     )
 
 
@@ -161,9 +178,9 @@ def _parameter(parameter: Document) -> str:
     return _field(parameter["name"], kind, presence, parameter["description"])
 
 
-def _schema(holder: Document, schemas: Document) -> Document:
+def _schema(holder: Document, document: Document) -> Document:
     reference = holder["content"]["application/json"]["schema"]["$ref"]
-    found: Document = schemas[reference.rpartition("/")[2]]
+    found: Document = document["components"]["schemas"][reference.rpartition("/")[2]]
     return found
 
 
@@ -247,7 +264,9 @@ def _outcome_row(outcome: Outcome) -> str:
     elif outcome.code and outcome.status.isdigit():
         anchor = f' id="gateway-{outcome.status}"'
     head = f'<span class="code-{outcome.status[0]}">{outcome.status}</span> {name}'
-    when = f"{prose(outcome.when)}<q>{prose(outcome.sentence)}</q>"
+    # What is in quotation marks is sent word for word.
+    tag = "q" if outcome.code else "small"
+    when = f"{prose(outcome.when)}<{tag}>{prose(outcome.sentence)}</{tag}>"
     again = prose(outcome.try_again)
     return (
         f'<tr{anchor}><th scope="row">{head}</th><td>{when}</td>'
