@@ -294,7 +294,7 @@ _CREDITS = Section(
 )
 
 _USAGE = Section(
-    "usage",
+    "usage-and-budgets",
     "Usage and budgets",
     (
         (
