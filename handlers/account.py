@@ -8,14 +8,17 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from handlers.authentication import Act, answer, named_generation
 from handlers.dependencies import Dependencies, dependencies
+from handlers.documents import KEPT, as_document
 from handlers.http import (
     Event,
     Response,
     failure,
+    failure_of,
     json_text,
     origin,
     request_id,
@@ -43,6 +46,7 @@ from lib.http.models import (
     parse_history_request,
     parse_month,
 )
+from lib.http.openai import IMAGES_ROUTE, model_body, models_body
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.ledger.rows import Generation, Status
 from lib.ledger.usage import month_of
@@ -62,6 +66,8 @@ GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
 DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
 # A compact JWS. Source: RFC 7515, section 9.2.1.
 JOSE_TYPE = "application/jose"
+# What is the same for everyone, and may be five minutes old.
+CACHED = {"Cache-Control": "public, max-age=300"}
 
 
 def handler(event: Event, context: "LambdaContext") -> Response:
@@ -80,18 +86,43 @@ def _health(_event: Event, request: str) -> Response:
 
 
 def _openapi(event: Event, request: str) -> Response:
+    written = _openapi_text(_public_url(event), dependencies().settings.support_url)
+    headers = {"Content-Type": "application/json", **CACHED}
+    return as_document(event, text(200, written, request, headers))
+
+
+def _reference(event: Event, request: str) -> Response:
+    settings = dependencies().settings
+    written = _reference_text(_public_url(event), settings.support_url, settings.gemini_model)
+    headers = {"Content-Type": "text/markdown; charset=utf-8", **CACHED}
+    return as_document(event, text(200, written, request, headers))
+
+
+@lru_cache(maxsize=KEPT)
+def _openapi_text(url: str, support_url: str | None) -> str:
     from lib.http.openapi import openapi  # noqa: PLC0415 - it needs pydantic, which no other route here does
 
-    return success(
-        200, openapi(_public_url(event)), request, {"Cache-Control": "public, max-age=300"}
-    )
+    return json_text(openapi(url, support_url))
+
+
+@lru_cache(maxsize=KEPT)
+def _reference_text(url: str, support_url: str | None, model: str) -> str:
+    from lib.http.guide import guide  # noqa: PLC0415 - as above
+    from lib.http.openapi import openapi  # noqa: PLC0415 - as above
+    from lib.http.reference import reference  # noqa: PLC0415 - as above
+
+    return reference(openapi(url, support_url), guide(support_url, model))
 
 
 def _docs(event: Event, request: str) -> Response:
     from lib.http import docs  # noqa: PLC0415 - as above
 
-    headers = docs.headers(dependencies().image_url(""))
-    return text(200, docs.page(_public_url(event)), request, headers)
+    service = dependencies()
+    page = docs.page(
+        _public_url(event), service.settings.support_url, service.settings.gemini_model
+    )
+    headers = docs.headers(service.image_url(""))
+    return as_document(event, text(200, page, request, headers))
 
 
 def _public_url(event: Event) -> str:
@@ -109,7 +140,7 @@ def _jwks(_event: Event, request: str) -> Response:
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", fault)
         return failure(ServiceUnavailable(), request, {})
-    return success(200, keys, request, {"Cache-Control": "public, max-age=300"})
+    return success(200, keys, request, CACHED)
 
 
 def _unrouted(event: Event, request: str) -> Response:
@@ -117,9 +148,9 @@ def _unrouted(event: Event, request: str) -> Response:
     path, method = str(event["rawPath"]), str(event["requestContext"]["http"]["method"])
     open_route = _OPEN.get(f"GET {path}")
     if method == "HEAD" and open_route is not None:
-        return open_route(event, request) | {"body": ""}
+        return open_route(event, request) | {"body": "", "isBase64Encoded": False}
     # A mistyped request for an image hears that it cost nothing.
-    headers = {"X-Credits-Charged": "0"}
+    failure, headers = failure_of(event), {"X-Credits-Charged": "0"}
     allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
     if not allowed:
         return failure(NotFound(), request, headers)
@@ -212,6 +243,17 @@ def _history(
     return success(200, body, request_id(event), {})
 
 
+def _models(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    return success(200, models_body(service.settings.gemini_model), request_id(event), {})
+
+
+def _model(service: Dependencies, _organisation: str, event: Event, _: Deadline) -> Response:
+    name = service.settings.gemini_model
+    if (event.get("pathParameters") or {}).get("id") != name:
+        raise NotFound
+    return success(200, model_body(name), request_id(event), {})
+
+
 def _response_of(service: Dependencies, generation: Generation) -> GenerationResponse:
     """A generation as its organisation sees it."""
     deleted_at = generation.deleted_at
@@ -242,6 +284,7 @@ def _timestamp(epoch_s: float, precision: str) -> str:
 _OPEN: dict[str, Callable[[Event, str], Response]] = {
     "GET /": _docs,
     "GET /openapi.json": _openapi,
+    "GET /llms.txt": _reference,
     "GET /healthz": _health,
     "GET /.well-known/jwks.json": _jwks,
 }
@@ -251,8 +294,10 @@ _ROUTES: dict[str, Act] = {
     "GET /api/v1/generations": _history,
     "GET /api/v1/generations/{id}": _generation,
     "GET /api/v1/generations/{id}/receipt": _receipt,
+    "GET /v1/models": _models,
+    "GET /v1/models/{id}": _model,
 }
-_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE)
+_DEPLOYED = (*_OPEN, *_ROUTES, GENERATE_ROUTE, DELETE_ROUTE, IMAGES_ROUTE)
 _PATHS = tuple(
     (verb, re.compile(re.sub(r"\{\w+\}", "[^/]+", path)))
     for verb, path in (route.split(" ") for route in _DEPLOYED)
@@ -262,7 +307,8 @@ _PATHS = tuple(
 def _prime() -> None:
     from lib.http import docs  # noqa: PLC0415 - a snapshot has the time that a cold start lacks
 
-    docs.page("https://prime.example")
+    settings = dependencies().settings
+    docs.page("https://prime.example", settings.support_url, settings.gemini_model)
 
 
 initialize(build=lambda: (dependencies().key_verifier, dependencies().ledger), prime=_prime)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from handlers.dependencies import Dependencies
-from handlers.http import Event, Response, failure, header, log_answer, request_id
+from handlers.http import Event, Response, failure_of, header, log_answer, request_id
 from lib.deadline import RESPONSE_TAKES_S, Deadline
 from lib.errors import NotFound, ServiceError, ServiceUnavailable
 from lib.keys.verification import DeadKey, VerifiedKey
@@ -29,7 +29,7 @@ def answer(service: Dependencies, event: Event, context: "LambdaContext", act: A
     A ledger, a store or a signer that cannot be reached is a ``ServiceUnavailable``.
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - RESPONSE_TAKES_S)
-    request = request_id(event)
+    request, failure = request_id(event), failure_of(event)
     with service.telemetry.observe(request) as observation:
         try:
             response = _acted(service, event, deadline, observation, act)

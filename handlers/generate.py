@@ -1,4 +1,8 @@
-"""``POST /api/v1/models/gemini/generate``: authenticate, validate, generate or accept, respond."""
+"""The paid routes: authenticate, validate, generate or accept, respond.
+
+``POST /api/v1/models/gemini/generate`` and, in the form of OpenAI's Images API,
+``POST /v1/images/generations`` differ in how a request is read and how its outcome is written.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +13,7 @@ from handlers.http import (
     Event,
     Response,
     body_of,
-    failure,
+    failure_of,
     header,
     log_answer,
     prefers_async,
@@ -21,6 +25,7 @@ from lib.deadline import RESPONSE_TAKES_S, Deadline
 from lib.errors import RequestRejected, ServiceError, ServiceUnavailable
 from lib.generation import Accepted, Finished
 from lib.http.models import AcceptedResponse, GenerateResponse, as_body, parse_idempotency_key
+from lib.http.openai import IMAGES_ROUTE, image_of, images_body
 from lib.http.request import parse_generate_request
 from lib.keys.verification import VerifiedKey
 from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
@@ -47,9 +52,11 @@ def respond(
 ) -> Response:
     """The response to one request."""
     request = observation.request_id
-    count = observation.count_job if prefers_async(event) else observation.count_request
+    is_job = prefers_async(event) and not _is_openai(event)
+    count = observation.count_job if is_job else observation.count_request
+    failure = failure_of(event)
     try:
-        outcome = _outcome(service, event, deadline, observation)
+        order, outcome = _ordered(service, event, deadline, observation)
     except ServiceError as error:
         if isinstance(error, RequestRejected):
             observation.count("Rejections")
@@ -67,12 +74,18 @@ def respond(
         return failure(unavailable, request, {"X-Credits-Charged": "0"})
     if isinstance(outcome, Finished):  # What is accepted counts when a worker has made it.
         count()
+        if _is_openai(event):
+            return _image(outcome, request, as_base64=order.wants_png)
     return _success(outcome, request)
 
 
-def _outcome(
+def _is_openai(event: Event) -> bool:
+    return bool(event["routeKey"] == IMAGES_ROUTE)
+
+
+def _ordered(
     service: Dependencies, event: Event, deadline: Deadline, observation: Observation
-) -> Finished | Accepted:
+) -> tuple[Order, Finished | Accepted]:
     """Authentication comes before validation. What buys nothing counts against a limit.
 
     Each key has its own: a program that goes on when its budget is used up stops no other.
@@ -81,7 +94,9 @@ def _outcome(
     name = f"{key.organisation} {key.meter}"
     service.unpaid_limit.check(name)
     try:
-        order = _order(service, event, key)
+        order = (
+            _openai_order(service, event, key) if _is_openai(event) else _order(service, event, key)
+        )
         if order.asynchronous:
             outcome = service.jobs.accept(order, deadline, observation)
         else:
@@ -91,7 +106,7 @@ def _outcome(
         raise
     if outcome.replayed:
         service.unpaid_limit.count(name)
-    return outcome
+    return order, outcome
 
 
 def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
@@ -111,6 +126,35 @@ def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
         asynchronous=service.jobs.has_queue and prefers_async(event),
         model=service.settings.gemini_model,
     )
+
+
+def _openai_order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
+    """What is asked for in OpenAI's form, which knows no preference for an answer later.
+
+    Raises:
+        InvalidRequest, BodyTooLarge
+    """
+    # It builds a model of pydantic's, for which a cold start of the other route has no use.
+    from lib.http.openai_request import parse_images_request  # noqa: PLC0415
+
+    idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
+    request = parse_images_request(body_of(event))
+    return Order(
+        key.organisation,
+        request.prompt,
+        request.aspect_ratio,
+        idempotency_key,
+        spender=Spender(key.id, key.meter, key.monthly_budget),
+        model=service.settings.gemini_model,
+        wants_png=request.as_base64,
+    )
+
+
+def _image(outcome: Finished, request: str, *, as_base64: bool) -> Response:
+    """The response in OpenAI's form."""
+    image = image_of(outcome.image_url, outcome.png, as_base64=as_base64)
+    headers = _credit_headers(replayed=outcome.replayed)
+    return success(200, images_body(outcome.created_ms // 1000, image), request, headers)
 
 
 def _success(outcome: Finished | Accepted, request: str) -> Response:

@@ -1,19 +1,22 @@
 """API Gateway's HTTP API events (payload 2.0) as requests, and responses."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lib.errors import BodyTooLarge, ServiceError
 from lib.http.models import MAX_BODY_BYTES, decode_base64
+from lib.http.openai import OPENAI_PATHS, openai_error, openai_headers
 from lib.observability import Observation
 
 __all__ = [
     "RESPOND_ASYNC",
     "Event",
+    "Failure",
     "Response",
     "body_of",
     "failure",
+    "failure_of",
     "header",
     "json_text",
     "log_answer",
@@ -112,6 +115,23 @@ def text(status: int, body: str, request: str, headers: Mapping[str, str]) -> Re
 def failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
     """The response for an error."""
     return success(error.status, error.body(), request, {**error.headers(), **headers})
+
+
+Failure = Callable[[ServiceError, str, Mapping[str, str]], Response]
+"""How an error becomes a response: the error, the request's id, more headers."""
+
+
+def failure_of(event: Event) -> Failure:
+    """How the route of the request shows its errors: OpenAI's paths do as OpenAI."""
+    _, _, path = str(event["routeKey"]).partition(" ")
+    # ``$default`` names no path.
+    is_openai = (path or str(event["rawPath"])).startswith(OPENAI_PATHS)
+    return _openai_failure if is_openai else failure
+
+
+def _openai_failure(error: ServiceError, request: str, headers: Mapping[str, str]) -> Response:
+    status, body = openai_error(error)
+    return success(status, body, request, {**openai_headers(error), **headers})
 
 
 def json_text(body: object) -> str:

@@ -18,7 +18,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -26,12 +26,14 @@ from lib.deadline import (
     AFTER_MODEL_S,
     IN_FLIGHT_RETRY_AFTER_S,
     SETTLE_WITHIN_S,
+    STORAGE_CALL_S,
     Deadline,
 )
 from lib.errors import (
     Busy,
     ContentRejected,
     GenerationFailed,
+    ImageDeleted,
     JobNotQueued,
     OutcomePending,
     ReservationLost,
@@ -66,11 +68,17 @@ class ImageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A paid image. ``replayed`` if an earlier request with the same key paid for it."""
+    """A paid image. ``replayed`` if an earlier request with the same key paid for it.
+
+    ``png`` is the image if this request stored it, or if the order wants it. ``created_ms`` is in
+    epoch milliseconds.
+    """
 
     image_url: str
     duration_ms: int
     replayed: bool = False
+    created_ms: int = 0
+    png: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,8 @@ class Generations:
             failed.__cause__ = fault
         else:
             duration_ms = round((time.monotonic() - began) * 1000)
-            return self._settle(generation, duration_ms, sha256, deadline, observation)
+            paid = self._settle(generation, duration_ms, sha256, deadline, observation)
+            return replace(paid, png=png)
         return self.refund(generation, failed, deadline, observation)
 
     def reserve(
@@ -176,7 +185,7 @@ class Generations:
             observation.identify(generation=generation.id)
             if generation.status is Status.SETTLED:
                 observation.count("Replays")
-                return self._finished(generation, generation.duration_ms or 0, replayed=True)
+                return self._replayed(generation, generation.duration_ms or 0, order, deadline)
             return generation
         raise Busy(IN_FLIGHT_RETRY_AFTER_S)
 
@@ -193,7 +202,7 @@ class Generations:
                 return self.accepted(earlier, replayed=True)
             case Replay.SETTLED:
                 observation.count("Replays")
-                return self._finished(earlier, self._age_ms(earlier), replayed=True)
+                return self._replayed(earlier, self._age_ms(earlier), order, deadline)
 
     def _draw(self, generation: Generation, deadline: Deadline, observation: Observation) -> bytes:
         with observation.timed("ModelMs"):
@@ -307,10 +316,31 @@ class Generations:
         """The outcome of a generation that is queued."""
         return Accepted(generation.id, self._images.url(generation.image_key), replayed)
 
-    def _finished(
-        self, generation: Generation, duration_ms: int, *, replayed: bool = False
+    def _replayed(
+        self, generation: Generation, duration_ms: int, order: Order, deadline: Deadline
     ) -> Finished:
-        return Finished(self._images.url(generation.image_key), duration_ms, replayed)
+        """The image that an earlier request paid for, read from the store if the order wants it.
+
+        Raises:
+            ServiceUnavailable: the store does not answer; a retry gets the image.
+            ImageDeleted: it is no longer there.
+        """
+        replayed = replace(self._finished(generation, duration_ms), replayed=True)
+        if not order.wants_png:
+            return replayed
+        if deadline.remaining_s() < STORAGE_CALL_S:
+            raise ServiceUnavailable
+        try:
+            stored = self._images.read(generation.image_key)
+        except StorageUnreachable as fault:
+            raise ServiceUnavailable from fault
+        if stored is None:
+            raise ImageDeleted
+        return replace(replayed, png=stored.content)
+
+    def _finished(self, generation: Generation, duration_ms: int) -> Finished:
+        url = self._images.url(generation.image_key)
+        return Finished(url, duration_ms, created_ms=generation.created_ms)
 
     def _delete(self, generation: Generation, observation: Observation) -> None:
         """Removes the image of a generation that lost it; the reconciler looks once more later."""

@@ -33,6 +33,7 @@ class Settings:
     storage_credentials_secret: str | None = None
     jobs_queue_url: str | None = None
     public_url: str | None = None
+    support_url: str | None = None
     receipt_key: str | None = None
     retired_receipt_keys: str | None = None
     refused_prompts_per_day: int = 0
@@ -68,6 +69,7 @@ class Settings:
             storage_credentials_secret=optional("STORAGE_CREDENTIALS_SECRET"),
             jobs_queue_url=optional("JOBS_QUEUE_URL"),
             public_url=environment.get("PUBLIC_URL", "").strip().rstrip("/") or None,
+            support_url=optional("SUPPORT_URL"),
             receipt_key=optional("RECEIPT_KEY"),
             retired_receipt_keys=optional("RETIRED_RECEIPT_KEYS"),
             refused_prompts_per_day=int(optional("REFUSED_PROMPTS_PER_DAY") or 0),

@@ -32,6 +32,7 @@ GENERATE = "/api/v1/models/gemini/generate"
 CREDITS = "/api/v1/billing/credits"
 USAGE = "/api/v1/billing/usage"
 GENERATIONS = "/api/v1/generations"
+IMAGES, MODELS = "/v1/images/generations", "/v1/models"
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 TEXT, BASE64 = "application/json", "application/octet-stream"
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -43,6 +43,7 @@ JOBS = "tests/test_jobs.py::"
 WORKER = "tests/test_worker.py::"
 KEYS = "tests/test_keys.py::"
 RECEIPTS = "tests/test_receipts.py::"
+OPENAI = "tests/test_openai.py::"
 HERE = "[handlers in this process]"
 ALARMS = "tests/test_alarms.py::"
 ON_EITHER_PATH = ALARMS + "test_what_fails_by_a_fault_of_the_service_pages_on_either_path"
@@ -98,6 +99,8 @@ in_generation = partial(Mutant, "lib/generation.py")
 in_jobs = partial(Mutant, "lib/jobs.py")
 in_worker = partial(Mutant, "handlers/worker.py")
 in_handler = partial(Mutant, "handlers/generate.py")
+in_openai = partial(Mutant, "lib/http/openai.py")
+in_openai_request = partial(Mutant, "lib/http/openai_request.py")
 in_errors = partial(Mutant, "lib/errors/after_debit.py")
 in_template = partial(Mutant, "template.yaml")
 in_verification = partial(Mutant, "infra/receipts/verification.py")
@@ -995,6 +998,44 @@ MUTANTS = (
         ALARMS + "test_an_audit_that_finds_drift_pages_until_one_finds_none",
         "TreatMissingData: ignore",
         "TreatMissingData: notBreaching",
+    ),
+    # OpenAI's Images API
+    in_generation(
+        "forget the picture of a replay in base64",
+        OPENAI + "test_a_retry_with_a_key_replays_in_either_form_and_charges_once",
+        "return replace(replayed, png=stored.content)",
+        "return replace(replayed, png=None)",
+    ),
+    in_generation(
+        "replay an image that is gone",
+        OPENAI + "test_a_replay_whose_object_expired_is_no_longer_there",
+        "raise ImageDeleted",
+        "return replayed",
+    ),
+    in_openai(
+        "answer with more than Lambda lets through",
+        OPENAI + "test_the_largest_image_in_base64_fits_into_lambda_s_response_and_a_larger_one"
+        "_is_its_url",
+        "or len(png) > MAX_INLINE_PNG_BYTES",
+        "",
+    ),
+    in_openai(
+        "let the SDKs retry a refused prompt",
+        OPENAI + "test_an_error_has_the_status_that_makes_the_sdks_do_the_right_thing",
+        'status, kind, code = 400, "invalid_request_error", "content_policy_violation"',
+        'kind, code = "invalid_request_error", "content_policy_violation"',
+    ),
+    in_openai_request(
+        "draw a ratio that is not near to the size",
+        OPENAI + "test_a_field_that_would_change_the_picture_is_refused_by_name",
+        "> SIZE_TOLERANCE_PERCENT:",
+        "> 100:",
+    ),
+    in_openai_request(
+        "draw one picture of a stream",
+        OPENAI + "test_a_field_that_would_change_the_picture_is_refused_by_name",
+        "if request.stream:",
+        "if request.n == 0:",
     ),
     # Receipts
     in_verification(

@@ -28,6 +28,7 @@ from infra.local.functions import LambdaContext
 from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.template import Function, Template
 from lib.deadline import Deadline
+from lib.http.openai import IMAGES_ROUTE
 from lib.keys.format import new_key, parse_key
 from lib.keys.key_ring import KeyRing
 from lib.ledger.accounts import Accounts
@@ -198,6 +199,10 @@ class _Driver:
         self._generate("A fox", 200, idempotency_key="one")
         self._generate("A bear", 422, idempotency_key="one")
         self._generate("", 400)
+        for _ in "12":
+            self._image("A fox", 200, idempotency_key="openai")
+        self._image("A fox [fail:safety]", 400)
+        self._read("GET /v1/models", 200)
         self._read(CREDITS, 200)
         self._read(USAGE, 200)
         self._read("GET /healthz", 200)
@@ -350,6 +355,12 @@ class _Driver:
         headers = {"idempotency-key": idempotency_key, "prefer": prefer}
         given = {name: value for name, value in headers.items() if value}
         return self._request("generate", GENERATE, status, given, json.dumps({"prompt": prompt}))
+
+    def _image(self, prompt: str, status: int, idempotency_key: str = "") -> Any:
+        """A request in OpenAI's form, for the image itself: a second one reads it."""
+        body = json.dumps({"prompt": prompt, "response_format": "b64_json"})
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        return self._request("generate", IMAGES_ROUTE, status, headers, body)
 
     def _read(self, route: str, status: int, generation: str = "") -> None:
         self._request("account", route, status, {}, None, {"id": generation} if generation else {})

@@ -4,13 +4,15 @@ ChromeDriver drives Chromium against a local stack. Requests to any other host f
 """
 
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -18,12 +20,20 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from infra.local.stack import LocalStack
 from infra.verify import tools
+from tests.customer import fetch
 
 pytestmark = pytest.mark.real
 
 PATIENCE_S = 30
 GENERATE = "/api/v1/models/gemini/generate"
-SIZES = {"a phone": (390, 844), "a tablet": (820, 1180), "a desktop": (1440, 900)}
+CREDITS = "/api/v1/billing/credits"
+USAGE = "/api/v1/billing/usage"
+SIZES = {"a phone": (390, 844), "a tablet": (820, 1180), "a desktop": (1280, 900)}
+LOOKS = {
+    "light": {"prefers-color-scheme": "light"},
+    "dark": {"prefers-color-scheme": "dark"},
+    "forced colours": {"forced-colors": "active"},
+}
 _SWITCHES = (
     "--headless=new",
     "--no-sandbox",
@@ -56,21 +66,61 @@ class Visitor:
         self.driver.execute_script("sessionStorage.clear()")
         self.driver.get(self.stack.url)
 
-    def ask(self, prompt: str, key: str | None = None, ratio: str = "1:1") -> None:
+    def fill(self, prompt: str, key: str | None = None, ratio: str = "1:1") -> None:
         for selector, text in (("#key", key or self.stack.api_key), ("#prompt", prompt)):
             field = self.find(selector)
             field.clear()
             field.send_keys(text)
         self.find(f'input[name="ratio"][value="{ratio}"]').send_keys(Keys.SPACE)
+
+    def ask(self, prompt: str, key: str | None = None, ratio: str = "1:1") -> None:
+        self.fill(prompt, key, ratio)
         self.find("#go").click()
 
-    def status(self, kind: str) -> str:
-        """The final status line, which must be ``good`` or ``bad``."""
-        wait = WebDriverWait(self.driver, PATIENCE_S)
-        wait.until(lambda _: self.find("#go").is_enabled() and self.find("#status").text)
-        line = self.find("#status")
-        assert kind in (line.get_attribute("class") or "").split(), line.text
-        return line.text
+    def value(self, selector: str) -> str:
+        return self.find(selector).get_attribute("value") or ""
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def wait(self, condition: Callable[[], object], within_s: float = PATIENCE_S) -> None:
+        """Waits until ``condition`` is true; what it looks at may be replaced meanwhile."""
+        patience = WebDriverWait(
+            self.driver, within_s, 0.1, (NoSuchElementException, StaleElementReferenceException)
+        )
+        patience.until(lambda _: condition())
+
+    def step(self) -> str:
+        """The step that is marked as the current one; empty if there is none."""
+        return "".join(each.text for each in self.all('.steps [aria-current="step"]'))
+
+    def emulate(self, size: str, look: str) -> None:
+        width, height = SIZES[size]
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        features = [{"name": name, "value": value} for name, value in LOOKS[look].items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def faults(self) -> list[str]:
+        """What axe finds on the page as it is now."""
+        if not self.driver.execute_script("return window.axe !== undefined"):
+            self.driver.execute_script(tools.axe().read_text(encoding="utf-8"))
+        found = self.driver.execute_async_script(
+            "axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
+        )
+        return [
+            f"{fault['id']} ({fault['impact']}): {fault['nodes'][0]['html']}"
+            for fault in found["violations"]
+        ]
+
+    def status(self, kind: str, within_s: float = PATIENCE_S) -> str:
+        """The final status, which must be ``good`` or ``bad``."""
+        self.wait(lambda: not self.is_busy() and self.find(f"#status.{kind}").text, within_s)
+        return self.find("#status").text
+
+    def is_busy(self) -> bool:
+        """Whether a generation is in progress; the button keeps its focus meanwhile."""
+        return self.find("#go").get_attribute("aria-disabled") == "true"
 
     def picture(self) -> tuple[int, int]:
         """Width and height in pixels of the picture that is shown."""
@@ -142,36 +192,65 @@ def visitor(browser: webdriver.Chrome, stack: LocalStack) -> Iterator[Visitor]:
     assert visitor.other_hosts() == set()
 
 
-def test_a_prompt_becomes_a_picture_of_the_chosen_shape(visitor: Visitor) -> None:
+@pytest.fixture
+def quick(visitor: Visitor) -> Visitor:
+    """Its pauses are a twentieth as long."""
+    visitor.driver.execute_script(
+        "const wait = setTimeout; window.setTimeout = (act, ms) => wait(act, ms / 20)"
+    )
+    return visitor
+
+
+def test_three_clicks_on_the_first_screen_make_a_picture_of_the_chosen_shape(
+    visitor: Visitor,
+) -> None:
     key = visitor.stack.open_account("painter", 100)
-    visitor.ask("A hut in the snow", key, ratio="16:9")
+    visitor.emulate("a desktop", "light")
+    for selector, text in (("#key", key), ("#prompt", "A hut in the snow")):
+        visitor.find(selector).click()
+        visitor.driver.switch_to.active_element.send_keys(text)
+    visitor.wait(lambda: "100 credits, 20 images" in visitor.find("#balance").text)
+    visitor.find('input[value="16:9"]').send_keys(Keys.SPACE)
+    visitor.find("#go").click()
     line = visitor.status("good")
     width, height = visitor.picture()
+    assert visitor.driver.execute_script("return scrollY") == 0
     assert width / height == pytest.approx(16 / 9, rel=0.02)
-    assert "for 5 credits" in line
-    assert "95 credits left" in line
+    assert "5 credits charged. 95 credits left" in line
     assert visitor.find("#canvas img").get_attribute("alt") == "A hut in the snow"
 
 
-def test_a_clock_runs_while_gemini_draws(visitor: Visitor) -> None:
-    visitor.ask("A hut [slow:1.5]")
-    seen = set()
-    ends_at = time.monotonic() + 1.2
-    while time.monotonic() < ends_at:
-        seen |= {each.text for each in visitor.driver.find_elements(By.CSS_SELECTOR, ".clock")}
-        assert not visitor.find("#go").is_enabled()
-    assert len(seen) > 3
-    visitor.status("good")
+def test_a_model_that_is_slower_than_a_request_is_waited_for_and_keeps_the_focus(
+    visitor: Visitor,
+) -> None:
+    visitor.ask("A hut [slow:26]", visitor.stack.open_account("patient", 100))
+    visitor.wait(lambda: visitor.step() == "Drawing")
+    first = visitor.find(".clock").text
+    visitor.wait(lambda: visitor.find(".clock").text != first, 2)
+    assert "5 credits are held" in visitor.find("#status").text
+    assert visitor.faults() == []
+    assert visitor.driver.switch_to.active_element == visitor.find("#go")
+    visitor.find("#go").click()
+    line = visitor.status("good", within_s=60)
+    assert "Done in 26" in line
+    assert "95 credits left" in line
 
 
-def test_the_request_is_shown_as_a_curl_command_without_the_key(visitor: Visitor) -> None:
-    visitor.ask("It's a 'quoted' hut", ratio="9:16")
-    visitor.status("good")
-    shown = visitor.find("#curl").get_attribute("textContent") or ""
-    assert visitor.stack.api_key not in shown
-    assert f"curl -sS {visitor.stack.url}/api/v1/models/gemini/generate" in shown
-    assert '"aspectRatio":"9:16"' in shown
-    assert r"It'\''s a '\''quoted'\'' hut" in shown
+@pytest.mark.parametrize("when", ["accepted", "unanswered"])
+def test_a_reload_goes_on_with_the_same_request(when: str, visitor: Visitor) -> None:
+    key = visitor.stack.open_account(f"impatient-{when}", 100)
+    visitor.ask("A hut [slow:3]", key)
+    visitor.wait(lambda: visitor.step() == "Drawing")
+    kept = visitor.driver.execute_script("return sessionStorage.getItem('pending')")
+    assert key not in kept
+    if when == "unanswered":
+        forgotten = json.dumps(json.loads(kept) | {"location": None})
+        visitor.driver.execute_script("sessionStorage.setItem('pending', arguments[0])", forgotten)
+    visitor.driver.refresh()
+    assert visitor.value("#prompt") == "A hut [slow:3]"
+    assert "95 credits left" in visitor.status("good")
+    visitor.picture()
+    assert visitor.driver.execute_script("return sessionStorage.getItem('pending')") is None
 
 
 def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> None:
@@ -179,23 +258,40 @@ def test_a_refused_prompt_shows_the_reason_and_the_refund(visitor: Visitor) -> N
     visitor.ask("A hut [fail:safety]", key)
     line = visitor.status("bad")
     assert "Content policy violation" in line
-    assert "This request costs nothing" in line
+    assert "5 credits refunded: this request costs nothing" in line
+    visitor.wait(lambda: "5 credits refunded" in visitor.find("#strip .refunded").text)
+    assert "Content policy violation" in visitor.find("#strip .refunded").text
     visitor.ask("A hut", key)
     assert "95 credits left" in visitor.status("good")
 
 
-_PENDING = {"X-Credits-Charged": "5", "Location": "/api/v1/generations/1", "Retry-After": "60"}
+_PENDING = {
+    "X-Credits-Charged": "5",
+    "X-Error-Code": "outcome_pending",
+    "Location": "/api/v1/generations/1",
+}
+_IMAGE = {"imageUrl": "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "creditsCharged": 5}
 _REFUND = {"status": "refunded", "message": "Image generation timed out", "creditsRefunded": 5}
+_BALANCE = {"credits": 95, "creditsPerImage": 5}
+Reply = tuple[int, dict[str, str], object]
 
 
-def answers(visitor: Visitor, replies: dict[str, list[tuple[int, dict[str, str], object]]]) -> None:
-    """Lets the page get ``replies`` to its calls, by path: status, headers and body."""
+def answers(visitor: Visitor, replies: dict[str, list[Reply]]) -> None:
+    """Lets the page get ``replies`` to its calls, by path: status, headers and body.
+
+    The last one is repeated. Other paths are 404. ``window.sent`` has the idempotency keys,
+    ``window.polls`` how often a generation was asked for.
+    """
     visitor.driver.execute_script(
         """
         const replies = arguments[0];
-        window.fetch = async (path) => {
+        window.sent = [];
+        window.polls = 0;
+        window.fetch = async (path, options) => {
           const left = replies[path] ?? [[404, {}, {}]];
           const [status, headers, body] = left.length > 1 ? left.shift() : left[0];
+          if (path.startsWith("/api/v1/generations/")) window.polls += 1;
+          if (options.method === "POST") window.sent.push(options.headers["Idempotency-Key"]);
           if (status === 0) throw new TypeError("the connection broke");
           const text = typeof body === "string" ? body : JSON.stringify(body);
           return new Response(text, {status, headers});
@@ -215,81 +311,184 @@ def answers(visitor: Visitor, replies: dict[str, list[tuple[int, dict[str, str],
     ],
     ids=["a gateway's 500", "a gateway's 503", "a proxy's 502", "a broken connection"],
 )
-def test_a_response_without_a_stated_cost_is_not_called_free(
-    reply: tuple[int, dict[str, str], object], visitor: Visitor
+def test_a_response_without_a_stated_cost_is_not_called_free_and_repeated_with_its_key(
+    reply: Reply, quick: Visitor
 ) -> None:
-    answers(visitor, {GENERATE: [reply]})
-    visitor.ask("A hut")
-    line = visitor.status("bad")
+    answers(quick, {GENERATE: [reply], CREDITS: [(200, {}, _BALANCE)]})
+    quick.ask("A hut")
+    line = quick.status("bad")
     assert "It is not known whether this request was charged" in line
     assert "same Idempotency-Key" in line
     for untrue in ("refunded", "costs nothing", "Nothing was charged"):
         assert untrue not in line
+    sent = quick.driver.execute_script("return window.sent")
+    assert len(sent) == 5
+    assert quick.faults() == []
+    assert len(set(sent)) == 1
+
+    done = (200, {"X-Credits-Charged": "0"}, _IMAGE | {"durationMs": 4000})
+    answers(quick, {GENERATE: [reply, done], CREDITS: [(200, {}, _BALANCE)]})
+    quick.find("#status button").click()
+    assert quick.driver.switch_to.active_element == quick.find("#go")
+    assert "Done in 4.0 s. 5 credits charged" in quick.status("good")
+    assert quick.driver.execute_script("return window.sent") == [sent[0]] * 2
+
+
+def test_a_gateway_that_fails_once_costs_one_image(quick: Visitor) -> None:
+    key = quick.stack.open_account("unlucky", 100)
+    quick.driver.execute_script(
+        """
+        const real = window.fetch;
+        let lost = 0;
+        window.fetch = async (path, options) => {
+          const response = await real(path, options);
+          if (options.method !== "POST" || lost++) return response;
+          return new Response('{"message": "Service Unavailable"}', {status: 503});
+        };
+        """
+    )
+    quick.ask("A hut", key)
+    assert "5 credits charged. 95 credits left" in quick.status("good")
 
 
 @pytest.mark.parametrize("ending", ["settled", "refunded"])
-def test_a_pending_outcome_is_shown_and_followed_to_its_end(ending: str, visitor: Visitor) -> None:
-    image = {"imageUrl": "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "creditsCharged": 5}
-    settled = {"status": "settled", "durationMs": 61_000, **image}
-    end = settled if ending == "settled" else _REFUND
+def test_a_pending_outcome_is_shown_and_followed_to_its_end(ending: str, quick: Visitor) -> None:
+    end = {"status": "settled", "durationMs": 61_000, **_IMAGE} if ending == "settled" else _REFUND
     failed = (500, _PENDING, {"error": "Failed", "message": "Image generation timed out"})
+    reserved = (200, {"Retry-After": "20"}, {"status": "reserved"})
     answers(
-        visitor,
+        quick,
         {
             GENERATE: [failed],
-            _PENDING["Location"]: [(200, {}, {"status": "reserved"}), (200, {}, end)],
-            "/api/v1/billing/credits": [(200, {}, {"credits": 95})],
+            _PENDING["Location"]: [reserved, (200, {}, end)],
+            CREDITS: [(200, {}, _BALANCE)],
         },
     )
-    visitor.ask("A hut")
-    line = visitor.status("bad")
-    assert "The outcome is pending: 5 credits are held" in line
-    assert "nothing" not in line
-    last = "for 5 credits. 95 credits left" if ending == "settled" else "This request costs nothing"
-    WebDriverWait(visitor.driver, PATIENCE_S).until(
-        lambda _: last.lower() in visitor.find("#status").text.lower()
-    )
+    quick.ask("A hut")
+    quick.wait(lambda: "The outcome is pending: 5 credits are held" in quick.find("#status").text)
+    assert "nothing" not in quick.find("#status").text
+    time.sleep(0.5)
+    assert quick.driver.execute_script("return window.polls") == 1, "Retry-After says 20 s"
+    last = "5 credits charged. 95 credits left" if ending == "settled" else "costs nothing"
+    quick.wait(lambda: last in quick.find("#status").text)
 
 
-def test_an_empty_account_shows_the_missing_credits(visitor: Visitor) -> None:
+def test_an_empty_account_shows_the_missing_credits_and_leads_to_the_reference(
+    visitor: Visitor,
+) -> None:
     visitor.ask("A hut", visitor.stack.open_account("empty", 3))
     line = visitor.status("bad")
     assert "3 of the 5" in line
+    assert visitor.faults() == []
     assert "This request costs nothing" in line
+    visitor.find("#status a").click()
+    assert "balance is below the price" in visitor.find("tr:target").text
 
 
-def test_a_wrong_key_has_its_own_message(visitor: Visitor) -> None:
-    visitor.ask("A hut", "gg_unknown_not-a-key")
-    assert "This API key is not valid" in visitor.status("bad")
-
-
-def test_without_a_key_no_request_is_sent_and_the_field_gets_focus(visitor: Visitor) -> None:
-    visitor.find("#prompt").send_keys("A hut")
+def test_a_wrong_key_shows_nothing_of_the_key_before(visitor: Visitor) -> None:
+    visitor.ask("A hut", visitor.stack.open_account("former", 100))
+    visitor.status("good")
+    visitor.wait(lambda: visitor.find("#strip img").is_displayed())
+    visitor.find("#key").send_keys("x")
+    assert not visitor.find("#history").is_displayed()
+    assert visitor.all("#strip li") == []
+    visitor.find("#key").send_keys(Keys.TAB)
+    visitor.wait(lambda: "not valid" in visitor.find("#balance").text)
     visitor.find("#go").click()
-    assert visitor.status("bad") == "Paste an API key first."
-    assert visitor.driver.switch_to.active_element == visitor.find("#key")
+    assert "Invalid or missing API key" in visitor.status("bad")
+    assert not visitor.find("#history").is_displayed()
 
 
-def test_the_latest_pictures_are_shown_as_thumbnails(visitor: Visitor) -> None:
+@pytest.mark.parametrize(
+    ("field", "sentence"), [("#key", "Paste an API key first."), ("#prompt", "Write a prompt")]
+)
+def test_without_a_key_or_a_prompt_no_request_is_sent_and_the_field_gets_focus(
+    field: str, sentence: str, visitor: Visitor
+) -> None:
+    visitor.fill("A hut")
+    visitor.find(field).clear()
+    visitor.find("#go").click()
+    assert sentence in visitor.status("bad")
+    assert visitor.driver.switch_to.active_element == visitor.find(field)
+
+
+def test_the_history_can_be_used_again_and_deleted(visitor: Visitor) -> None:
     key = visitor.stack.open_account("collector", 100)
-    for prompt in ("First", "Second"):
-        visitor.ask(prompt, key)
+    for prompt, ratio in (("First", "3:2"), ("Second", "1:1")):
+        visitor.ask(prompt, key, ratio)
         visitor.status("good")
-    WebDriverWait(visitor.driver, PATIENCE_S).until(
-        lambda driver: len(driver.find_elements(By.CSS_SELECTOR, "#strip img")) == 2
+        visitor.wait(lambda: visitor.find("#strip li .said").text == visitor.value("#prompt"))
+    second, first = visitor.all("#strip li")
+    for image in visitor.all("#strip img"):
+        assert image.get_attribute("loading") == "lazy"
+        assert image.size == {"width": 80, "height": 80}
+    assert "5 credits · 3:2" in first.text
+
+    first.find_element(By.XPATH, ".//button[.='Use this prompt again']").click()
+    assert visitor.value("#prompt") == "First"
+    assert visitor.find('input[value="3:2"]').is_selected()
+    assert visitor.driver.switch_to.active_element == visitor.find("#prompt")
+
+    url = second.find_element(By.CSS_SELECTOR, "a").get_attribute("href")
+    assert url is not None
+    assert fetch(url).status == 200
+    delete = second.find_element(By.XPATH, ".//button[.='Delete']")
+    delete.click()
+    assert visitor.faults() == []
+    visitor.find("#keep").click()
+    assert visitor.driver.switch_to.active_element == delete
+    delete.click()
+    visitor.find("#delete").click()
+    visitor.wait(lambda: "Deleted. The 5 credits stay charged" in second.text)
+    assert fetch(url).status == 404
+    assert visitor.find("#canvas").text == "This image was deleted."
+    visitor.driver.refresh()
+    visitor.wait(lambda: [each.text for each in visitor.all("#strip .said")] == ["First"])
+
+
+def test_older_images_come_a_page_at_a_time(visitor: Visitor) -> None:
+    each = {"id": "1", "status": "refunded", "prompt": "A hut", "aspectRatio": "1:1"} | _REFUND
+    page = [each | {"createdAt": "2026-11-23T06:12:36.254Z"}] * 6
+    path = "/api/v1/generations?limit=6"
+    answers(
+        visitor,
+        {
+            CREDITS: [(200, {}, _BALANCE)],
+            path: [(200, {}, {"generations": page, "nextCursor": "abc"})],
+            f"{path}&cursor=abc": [(200, {}, {"generations": page[:2], "nextCursor": None})],
+        },
     )
-    thumbnails = visitor.driver.find_elements(By.CSS_SELECTOR, "#strip img")
-    assert [each.get_attribute("alt") for each in thumbnails] == ["Second", "First"]
+    visitor.find("#key").send_keys(visitor.stack.api_key)
+    visitor.wait(lambda: len(visitor.all("#strip li")) == 6)
+    visitor.find("#older").click()
+    visitor.wait(lambda: len(visitor.all("#strip li")) == 8)
+    assert not visitor.find("#older").is_displayed()
+
+
+def test_the_usage_of_the_month_is_shown_where_the_service_tells_it(visitor: Visitor) -> None:
+    keys = [
+        {"id": "key_1", "name": "shop", "credits": 40, "images": 8, "monthlyBudget": 100},
+        {"id": "key_2", "name": None, "credits": 5, "images": 1, "monthlyBudget": None},
+    ]
+    month = {"month": "2026-11", "credits": 45, "images": 9, "keys": keys}
+    answers(visitor, {CREDITS: [(200, {}, _BALANCE)], USAGE: [(200, {}, month)]})
+    visitor.find("#key").send_keys(visitor.stack.api_key)
+    visitor.wait(lambda: visitor.find("#usage").is_displayed())
+    text = visitor.find("#usage").text
+    assert "Usage in November 2026: 9 images, 45 credits" in text
+    assert "shop 8 40 of 100 credits" in " ".join(text.split())
+    assert "key_2 1 5" in " ".join(text.split())
+    assert visitor.faults() == []
 
 
 def test_the_key_is_kept_in_the_tab_only(visitor: Visitor) -> None:
     visitor.ask("A hut")
     visitor.status("good")
     visitor.driver.refresh()
-    assert visitor.find("#key").get_attribute("value") == visitor.stack.api_key
+    assert visitor.value("#key") == visitor.stack.api_key
     visitor.driver.switch_to.new_window("tab")
     visitor.driver.get(visitor.stack.url)
-    assert visitor.find("#key").get_attribute("value") == ""
+    assert visitor.value("#key") == ""
     assert visitor.driver.execute_script("return localStorage.length + document.cookie.length") == 0
     visitor.driver.close()
     visitor.driver.switch_to.window(visitor.driver.window_handles[0])
@@ -305,42 +504,121 @@ def test_everything_can_be_done_with_the_keyboard_alone(visitor: Visitor) -> Non
     assert width / height == pytest.approx(2 / 3, rel=0.03)
 
 
-def test_the_examples_can_be_switched_by_language(visitor: Visitor) -> None:
+@pytest.mark.parametrize("modifier", [Keys.CONTROL, Keys.META], ids=["Ctrl", "Cmd"])
+def test_enter_with_a_modifier_generates_and_keeps_the_focus(
+    modifier: str, visitor: Visitor
+) -> None:
+    visitor.fill("A hut")
+    visitor.find("#prompt").click()
+    chain = webdriver.ActionChains(visitor.driver)
+    chain.key_down(modifier).send_keys(Keys.ENTER).key_up(modifier).perform()
+    visitor.status("good")
+    assert visitor.driver.switch_to.active_element == visitor.find("#prompt")
+
+
+def test_the_examples_are_the_request_of_the_form_without_the_key(visitor: Visitor) -> None:
+    visitor.fill('It\'s a "quoted" hut', ratio="9:16")
+    examples = {
+        name: visitor.find(f'[data-example="{name}"]').get_attribute("textContent") or ""
+        for name in ("curl", "python", "javascript", "openai")
+    }
+    for text in examples.values():
+        assert visitor.stack.api_key not in text
+        assert visitor.stack.url in text
+        assert re.search(r"Idempotency-Key\W+[0-9a-f]{32}", text)
+    assert r"It'\''s a \"quoted\" hut" in examples["curl"]
+    assert '"aspectRatio":"9:16"' in examples["curl"]
+    for language in ("python", "javascript", "openai"):
+        assert r'"It' + r"'s a \"quoted\" hut" + '"' in examples[language]
+    assert 'size="768x1376"' in examples["openai"]
+
     def shown() -> list[str]:
-        panels = visitor.driver.find_elements(By.CSS_SELECTOR, '[role="tabpanel"]')
-        return [panel.get_attribute("id") or "" for panel in panels if panel.is_displayed()]
+        return [
+            each.get_attribute("id") or ""
+            for each in visitor.all('[role="tabpanel"]')
+            if each.is_displayed()
+        ]
 
     assert shown() == ["panel-curl"]
     visitor.find("#tab-python").click()
     assert shown() == ["panel-python"]
     visitor.find("#tab-python").send_keys(Keys.ARROW_RIGHT)
     assert shown() == ["panel-javascript"]
+    visitor.driver.set_permissions("clipboard-write", "granted")
+    visitor.driver.set_permissions("clipboard-read", "granted")
+    visitor.find("#examples .copy").click()
+    visitor.wait(lambda: visitor.find("#examples .copy").text == "Copied")
+    pasted = visitor.driver.execute_async_script(
+        "navigator.clipboard.readText().then(arguments[0])"
+    )
+    assert pasted == examples["javascript"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_page_is_accessible_at_any_size_in_light_and_dark(
-    size: str, scheme: str, stack: LocalStack
+def test_without_script_every_example_and_error_can_be_read(
+    browser: webdriver.Chrome, stack: LocalStack
 ) -> None:
-    dark = ("--force-dark-mode", "--enable-features=WebUIDarkMode") if scheme == "dark" else ()
-    with chromium(*SIZES[size], *dark) as driver:
-        emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
-        visitor = Visitor(driver, stack)
-        visitor.open()
-        visitor.ask("A hut [fail:safety]")
-        visitor.status("bad")
+    off = "Emulation.setScriptExecutionDisabled"
+    browser.execute_cdp_cmd(off, {"value": True})
+    try:
+        browser.get(stack.url)
+        visitor = Visitor(browser, stack)
+        for selector in ('[data-example="openai"]', '[data-example="curl"]', "#rate_limited"):
+            assert visitor.find(selector).size["height"] > 0
+        assert visitor.find("noscript p").text.startswith("The playground needs JavaScript")
+        for selector in ("#form", "#tabs"):
+            assert visitor.find(selector).size["height"] == 0
+    finally:
+        browser.execute_cdp_cmd(off, {"value": False})
 
-        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
-        assert driver.execute_script(overflow) <= 0, "the page scrolls sideways"
-        driver.execute_script(tools.axe().read_text(encoding="utf-8"))
-        found = driver.execute_async_script(
-            "axe.run({resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
-        )
-        faults = [
-            f"{fault['id']} ({fault['impact']}): {fault['nodes'][0]['html']}"
-            for fault in found["violations"]
-        ]
-        assert faults == []
-        assert visitor.console_errors() == []
-        assert visitor.other_hosts() == set()
+
+def test_a_phone_gets_a_short_page_whose_parts_open(visitor: Visitor) -> None:
+    visitor.emulate("a phone", "light")
+    visitor.open()
+    screens = visitor.driver.execute_script(
+        "return document.documentElement.scrollHeight / innerHeight"
+    )
+    assert screens < 7
+    assert visitor.faults() == []
+    visitor.driver.get(f"{visitor.stack.url}/#rate_limited")
+    visitor.wait(lambda: visitor.find("#rate_limited").is_displayed())
+    row = visitor.find("#rate_limited")
+    assert row.rect["width"] <= 390
+    assert "Try again" in visitor.driver.execute_script(
+        "return getComputedStyle(arguments[0], '::before').content",
+        row.find_elements(By.CSS_SELECTOR, "td")[2],
+    )
+    for code in visitor.all("#outcomes th code"):
+        assert code.size["height"] < 30, f"{code.text} is broken in two"
+
+
+def test_forced_colours_show_the_chosen_ratio_and_the_button(visitor: Visitor) -> None:
+    visitor.emulate("a desktop", "forced colours")
+
+    def edge(selector: str, side: str) -> str:
+        script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        return str(visitor.driver.execute_script(script, selector, side))
+
+    assert edge(".ratio:has(:checked)", "outlineStyle") == "solid"
+    assert edge(".ratio:not(:has(:checked))", "outlineStyle") == "none"
+    assert edge("#go", "borderTopStyle") == "solid"
+    assert edge("#go", "borderTopColor") != edge("body", "backgroundColor")
+
+
+def test_the_page_is_accessible_at_any_size_in_any_colours_before_and_after_a_picture(
+    visitor: Visitor,
+) -> None:
+    def check() -> None:
+        for size in SIZES:
+            for look in LOOKS:
+                visitor.emulate(size, look)
+                assert visitor.faults() == [], f"{size}, {look}"
+                width = "return document.documentElement.scrollWidth - window.innerWidth"
+                sideways = visitor.driver.execute_script(width)
+                assert sideways <= 0, f"{size}, {look}: the page scrolls sideways"
+
+    check()
+    for prompt, kind in (("A hut", "good"), ("A hut [fail:safety]", "bad")):
+        visitor.ask(prompt)
+        visitor.status(kind)
+    visitor.wait(lambda: visitor.find("#strip .refunded").is_displayed())
+    check()

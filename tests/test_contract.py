@@ -621,7 +621,7 @@ def test_no_path_redirects(stack: LocalStack, customer: Customer) -> None:
 
 @pytest.mark.parametrize(("path", "method"), [(GENERATE, "POST"), (CREDITS, "GET")])
 def test_a_preflight_request_needs_no_key(stack: LocalStack, path: str, method: str) -> None:
-    asked = "authorization,content-type,idempotency-key,prefer"
+    asked = "authorization,content-type,idempotency-key,prefer,x-stainless-lang,user-agent"
     headers = {
         "Origin": "https://shop.example",
         "Access-Control-Request-Method": method,

@@ -65,6 +65,7 @@ class Path:
 
 ask, accept, delete = World.request, World.accept, World.delete
 ask_with_key, accept_with_key = partial(ask, key=KEY), partial(accept, key=KEY)
+images_with_key = partial(World.images, key=KEY)
 
 
 def work(world: World, process: Sandbox) -> None:
@@ -178,6 +179,23 @@ PATHS = [
         )
         for failure in FAILURES
     ),
+    # OpenAI's route, through the handler, with the image in base64: a replay reads it.
+    Path("OpenAI: success", images_with_key, key=KEY),
+    Path("OpenAI: replay", images_with_key, settled_before, key=KEY),
+    Path("OpenAI: same key in flight", images_with_key, in_flight, key=KEY, expected=ServiceError),
+    Path("OpenAI: key free again after a refund", images_with_key, refunded_before, key=KEY),
+    Path("OpenAI: no credits", World.images, credits=4, expected=ServiceError),
+    Path("OpenAI: same key deleted", images_with_key, deleted_before, expected=ServiceError),
+    *(
+        Path(
+            f"OpenAI: failure: {type(failure).__name__}",
+            images_with_key,
+            failure=failure,
+            key=KEY,
+            expected=ServiceError,
+        )
+        for failure in (ContentRejected(), RuntimeError("a bug"), ModelOverloaded())
+    ),
     Path("reconciler refunds", reconcile, in_flight, expected=NONE),
     Path("reconciler settles", reconcile, abandoned_with_image, expected=NONE),
     Path("reconciler sweeps", reconcile, refunded_by_the_reconciler, expected=NONE),
@@ -230,6 +248,7 @@ DOUBLE = [
     in {
         *("success with a key", "failure: ContentRejected", "accept with a key"),
         *("work", "work that fails", "reconciler refunds", "reconciler settles"),
+        *("OpenAI: success", "OpenAI: replay"),
         "reconciler refunds a job",
     }
 ]

@@ -156,6 +156,7 @@ PUBLISHES: Mapping[str, tuple[Mapping[str, object], set[str]]] = {
     "the architecture": ({"Architecture": "x86_64"}, ALL),
     "SnapStart": ({"SnapStart": "On"}, WITH_ROUTES),
     "the key of receipts": ({"ReceiptKey": "Off"}, ALL),
+    "the support address": ({"SupportUrl": "https://help.example"}, ALL),
     "the refused prompts": ({"RefusedPromptsPerDay": "100"}, ALL),
     "the retired keys": ({"RetiredReceiptKeys": f"old.{'x' * 43}.{'y' * 43}"}, ALL),
     "the reserved concurrency": (

@@ -14,6 +14,7 @@ from infra.local.http_server import Request
 from infra.local.samples import SAMPLE_CREDITS, open_sample_accounts
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT, Route, Template
+from tests.customer import plain_picture
 
 EVENTS = {path.stem: path for path in (PROJECT_ROOT / "infra" / "events").glob("*.json")}
 
@@ -21,6 +22,8 @@ EVENTS = {path.stem: path for path in (PROJECT_ROOT / "infra" / "events").glob("
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
     with LocalStack(latency_s=0) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
         open_sample_accounts(running)
         yield running
 
@@ -57,6 +60,12 @@ def name_of_rule(found: Mapping[str, Any]) -> str:
     return str(found.get("resources", [""])[0]).rpartition("/")[2]
 
 
+REFUSED = {
+    "message": "Content policy violation",
+    "type": "invalid_request_error",
+    "param": None,
+    "code": "content_policy_violation",
+}
 OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate": (200, {"mimeType": "image/png", "creditsCharged": 5}),
     "generate-accepted": (202, {"status": "reserved", "creditsCharged": 5}),
@@ -64,6 +73,9 @@ OUTCOMES: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "generate-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generate-insufficient-credits": (402, {"creditsRequired": 5, "creditsRemaining": 0}),
     "generate-refunded": (500, {"message": "Content policy violation"}),
+    "images": (200, {"output_format": "png"}),
+    "images-refused": (400, {"error": REFUSED}),
+    "models": (200, {"object": "list"}),
     "credits-bad-key": (401, {"error": "Invalid or missing API key"}),
     "generation-not-found": (404, {"error": "Not found"}),
     "usage": (200, {"month": "2026-11"}),

@@ -1,5 +1,7 @@
 """Whatever a header holds: no 5xx, no second of CPU, and no charge for a bad one."""
 
+import base64
+import gzip
 import hashlib
 import json
 import re
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 
 import handlers
 from handlers.dependencies import Dependencies
+from handlers.documents import as_document
 from handlers.generate import respond
-from handlers.http import origin
+from handlers.http import origin, text
 from lib.deadline import Deadline
 from lib.generation import Accepted, Finished
 from lib.keys.format import new_key
@@ -24,6 +27,8 @@ from lib.settings import Settings
 from tests.customer import event_of
 
 READ = ("authorization", "idempotency-key", "prefer", "x-forwarded-proto")
+# Of documents alone.
+OF_DOCUMENTS = ("accept-encoding", "if-none-match")
 KEY = new_key("acme")
 GOOD = f"Bearer {KEY}"
 RECORD = {
@@ -106,7 +111,26 @@ def test_ten_kilobytes_of_any_header_take_no_time(name: str, part: str) -> None:
     assert time.thread_time() - began_s < 0.25
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(OF_DOCUMENTS, values)))
+def test_no_value_of_a_header_breaks_a_document(headers: dict[str, str]) -> None:
+    event = event_of(None, is_base64=False, headers=headers)
+    answer = as_document(event, text(200, "a document", "one", {}))
+    sent = answer["body"].encode()
+    read = gzip.decompress(base64.b64decode(sent)) if answer["isBase64Encoded"] else sent
+    assert (answer["statusCode"], read) in {(200, b"a document"), (304, b"")}
+
+
+@pytest.mark.parametrize("part", [",", ";", "gzip;q=", 'W/"a",', "*", " ", "q=0"])
+@pytest.mark.parametrize("name", OF_DOCUMENTS)
+def test_ten_kilobytes_of_a_documents_header_take_no_time(name: str, part: str) -> None:
+    event = event_of(None, is_base64=False, headers={name: (part * 10_240)[:10_240]})
+    began_s = time.thread_time()
+    as_document(event, text(200, "a document", "one", {}))
+    assert time.thread_time() - began_s < 0.25
+
+
 def test_these_are_all_the_headers_that_are_read() -> None:
     (folder,) = handlers.__path__
     code = "".join(file.read_text(encoding="utf-8") for file in Path(folder).glob("*.py"))
-    assert set(re.findall(r'header\(event, "([\w-]+)"\)', code)) == set(READ)
+    assert set(re.findall(r'header\(event, "([\w-]+)"\)', code)) == {*READ, *OF_DOCUMENTS}

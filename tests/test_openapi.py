@@ -1,6 +1,11 @@
-"""The OpenAPI document is valid, describes what is deployed, and matches the responses."""
+"""The OpenAPI document is valid, describes what is deployed, and matches the responses.
 
+It is served as the docs page and ``/llms.txt`` are: compressed, and once.
+"""
+
+import gzip
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +16,19 @@ from openapi_spec_validator import validate
 from infra.local.stack import LocalStack
 from infra.template import DEFAULT_ROUTE, Template
 from lib import errors
-from tests.customer import GENERATE, fetch
+from lib.http.contract import OPERATIONS
+from lib.http.guide import guide
+from lib.http.outcomes import EXPLANATIONS
+from lib.settings import DEFAULT_MODEL
+from tests.customer import GENERATE, IMAGES, MODELS, fetch, plain_picture
+from tests.strict_openapi import strict
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[LocalStack]:
-    with LocalStack(latency_s=0) as running:
+    with LocalStack(latency_s=0, throttled=False) as running:
+        assert running.stand_in is not None
+        running.stand_in.answer_with(plain_picture)
         yield running
 
 
@@ -27,6 +39,11 @@ def document(stack: LocalStack) -> dict[str, Any]:
     assert answer.status == 200
     found: dict[str, Any] = answer.json()
     return found
+
+
+@pytest.fixture(scope="module")
+def strict_document(document: dict[str, Any]) -> dict[str, Any]:
+    return strict(document)
 
 
 def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,7 +76,9 @@ def test_exactly_the_deployed_routes_are_described(document: dict[str, Any]) -> 
     assert described == deployed
 
 
-def test_every_example_matches_its_schema(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize("form", ["served", "strict"])
+def test_every_example_matches_its_schema(document: dict[str, Any], form: str) -> None:
+    document = document if form == "served" else strict(document)
     contents = [
         content
         for operation in operations(document)
@@ -88,7 +107,7 @@ def test_every_error_code_is_described(document: dict[str, Any]) -> None:
     }
     named = {
         code
-        for operation in operations(document)
+        for operation in operations(strict(document))
         for status, response in operation["responses"].items()
         if int(status) >= 400
         for code in response["content"]["application/json"]["examples"]
@@ -108,6 +127,15 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], str | None]] = {
     "a bad idempotency key": ("POST", GENERATE, {"Idempotency-Key": "k" * 256}, '{"prompt": "A"}'),
     "too much": ("POST", GENERATE, {}, json.dumps({"prompt": "a" * 70_000})),
     "no key": ("POST", GENERATE, {"Authorization": "Bearer no"}, '{"prompt": "A fox"}'),
+    "OpenAI's image": ("POST", IMAGES, {}, '{"prompt": "A fox", "model": "gpt-image-1"}'),
+    "OpenAI's URL": ("POST", IMAGES, {}, '{"prompt": "A fox", "response_format": "url"}'),
+    "OpenAI's refusal": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:safety]"}'),
+    "OpenAI's overload": ("POST", IMAGES, {}, '{"prompt": "A fox [fail:overloaded]"}'),
+    "OpenAI's two images": ("POST", IMAGES, {}, '{"prompt": "A fox", "n": 2}'),
+    "OpenAI's models": ("GET", MODELS, {}, None),
+    "OpenAI's model": ("GET", f"{MODELS}/{DEFAULT_MODEL}", {}, None),
+    "no model of OpenAI's": ("GET", f"{MODELS}/dall-e-3", {}, None),
+    "no key for models": ("GET", MODELS, {"Authorization": "Bearer no"}, None),
     "the balance": ("GET", "/api/v1/billing/credits", {}, None),
     "the usage": ("GET", "/api/v1/billing/usage?month=2026-11", {}, None),
     "a bad month": ("GET", "/api/v1/billing/usage?month=11", {}, None),
@@ -121,13 +149,13 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], str | None]] = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_response_has_the_described_status_headers_and_body(
-    name: str, stack: LocalStack, document: dict[str, Any]
+    name: str, stack: LocalStack, strict_document: dict[str, Any]
 ) -> None:
+    document = strict_document
     method, path, headers, body = REQUESTS[name]
     key = stack.open_account(f"org-{list(REQUESTS).index(name)}", 100)
-    route = path.partition("?")[0]
-    route = "/api/v1/generations/{id}" if route.count("/") == 4 and route[-1].isdigit() else route
-    operation = document["paths"][route][method.lower()]
+    route = re.sub(r"(?<=generations/)\d+|(?<=models/)[a-z][\w.-]+$", "{id}", path)
+    operation = document["paths"][route.partition("?")[0]][method.lower()]
 
     answer = fetch(
         stack.url + path,
@@ -160,4 +188,70 @@ MEANT_FOR_CUSTOMERS = {
 def test_a_browser_may_read_every_described_header(document: dict[str, Any]) -> None:
     exposed = set(Template.from_file().cors().expose)
     described = {header.lower() for header in document["components"]["headers"]}
-    assert described - {"www-authenticate"} <= exposed
+    # A browser uses these two by itself.
+    assert described - {"www-authenticate", "etag"} <= exposed
+
+
+# How documents are served
+
+DOCUMENTS = ("/", "/openapi.json", "/llms.txt")
+every_document = pytest.mark.parametrize("path", DOCUMENTS)
+# Only the client's own request differs.
+OF_A_REQUEST = {"x-request-id", "apigw-requestid", "date", "content-length"}
+
+
+@every_document
+def test_a_client_that_reads_gzip_gets_a_third_of_the_bytes(stack: LocalStack, path: str) -> None:
+    plain = fetch(stack.url + path)
+    packed = fetch(stack.url + path, headers={"Accept-Encoding": "gzip, deflate, br"})
+
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) / 3
+    for answer in (plain, packed):
+        assert answer.headers["vary"] == "Accept-Encoding"
+        assert answer.headers["etag"] == plain.headers["etag"]
+        assert answer.headers["content-type"] == plain.headers["content-type"]
+
+
+@every_document
+def test_a_document_is_not_sent_again_to_a_client_that_has_it(stack: LocalStack, path: str) -> None:
+    first = fetch(stack.url + path)
+    tag = first.headers["etag"]
+    again = fetch(stack.url + path, headers={"If-None-Match": tag, "Accept-Encoding": "gzip"})
+    other = fetch(stack.url + path, headers={"If-None-Match": f'W/"0", {tag[:-2]}x"'})
+
+    assert (again.status, again.body) == (304, b"")
+    assert again.headers["etag"] == tag
+    assert again.headers["cache-control"] == first.headers["cache-control"]
+    assert "content-encoding" not in again.headers
+    assert (other.status, other.body) == (200, first.body)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, "/healthz", "/.well-known/jwks.json"])
+def test_head_answers_as_get_without_the_body(stack: LocalStack, path: str) -> None:
+    headers = {"Accept-Encoding": "gzip"}
+    got, head = (fetch(stack.url + path, method, None, headers) for method in ("GET", "HEAD"))
+
+    assert (head.status, head.body) == (got.status, b"")
+    assert {name: head.headers.get(name) for name in got.headers if name not in OF_A_REQUEST} == {
+        name: value for name, value in got.headers.items() if name not in OF_A_REQUEST
+    }
+
+
+def test_the_reference_as_text_has_every_route_error_and_section(stack: LocalStack) -> None:
+    answer = fetch(f"{stack.url}/llms.txt")
+    written = answer.body.decode()
+
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert written.startswith("# Gemini Generate")
+    assert written.split("\n\n")[1].startswith("> ")
+    assert stack.url in written
+    for operation in OPERATIONS:
+        assert f"`{operation.method} {operation.path}`" in written
+    for code, explained in EXPLANATIONS.items():
+        assert f"`{code}`" in written
+        assert explained.when in written
+    for section in guide():
+        assert f"## {section.title}\n" in written

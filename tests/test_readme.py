@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from infra.cli import main as operator_command
-from infra.docs.api import JOB_REFUNDED_WITHIN_MIN
 from infra.docs.markdown import Fence, Markdown
 from infra.template import PROJECT_ROOT, Template
 from lib.deadline import (
@@ -30,9 +29,10 @@ from lib.deadline import (
     WORKER_LEASE_S,
 )
 from lib.http.contract import OPERATIONS
-from lib.http.docs.outcomes import outcomes
+from lib.http.guide import JOB_REFUNDED_WITHIN_MIN
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.http.openapi import openapi
+from lib.http.outcomes import outcomes
 from lib.keys.verification import CACHE_S
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.settings import DEFAULT_MODEL
@@ -216,7 +216,7 @@ def test_a_command_of_another_kind_is_rejected(reader: Reader) -> None:
     for command in ("rm -rf .local", "python -m infra.cli audit", "aws s3 ls"):
         with pytest.raises(UnknownCommandError):
             reader.run(command)
-    assert {each.language for each in README.fences} == {"sh", "json", "http", "text"}
+    assert {each.language for each in README.fences} == {"sh", "json", "http", "text", "python"}
 
 
 def test_the_routes_are_those_of_the_contract() -> None:

@@ -124,6 +124,7 @@ def test_every_function_has_a_handler_and_every_route_one_function() -> None:
         Route("POST", "/api/v1/models/gemini/generate"),
         Route("GET", "/api/v1/billing/credits"),
         Route("GET", "/healthz"),
+        Route("GET", "/llms.txt"),
     } <= set(routes)
 
 
@@ -167,17 +168,18 @@ def test_browsers_anywhere_may_call_and_read_the_headers_of_the_contract() -> No
     assert cors == Cors(
         origins=("*",),
         methods=("DELETE", "GET", "POST"),
-        headers=("authorization", "content-type", "idempotency-key", "prefer"),
+        headers=cors.headers,
         expose=cors.expose,
         max_age_s=cors.max_age_s,
     )
+    assert {"authorization", "content-type", "idempotency-key", "prefer"} <= set(cors.headers)
     assert {"x-request-id", "x-error-code", "x-credits-charged", "retry-after"} <= set(cors.expose)
 
 
 def test_the_routes_without_a_key_have_throttles_of_their_own(in_s3: Variant) -> None:
     """A stranger uses up these, and not the limit of the customers."""
     (properties,) = properties_of(in_s3, "AWS::Serverless::HttpApi").values()
-    open_routes = {"GET /", "GET /openapi.json", "GET /healthz", "$default"}
+    open_routes = {"GET /", "GET /openapi.json", "GET /llms.txt", "GET /healthz", "$default"}
     throttles = TEMPLATE.throttles()
 
     assert set(properties["RouteSettings"]) == open_routes

@@ -4,7 +4,9 @@ Each call to DynamoDB, the object store, the queue and the model passes through 
 which records it and may inject a fault.
 """
 
+import base64
 import io
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from http import HTTPStatus
 from itertools import count
 from typing import Any, Self, cast
 
@@ -19,11 +22,16 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from botocore.response import StreamingBody
 from PIL import Image
 
+from handlers.dependencies import Dependencies
+from handlers.generate import respond
+from handlers.http import Response
 from infra.template import Template
 from lib.deadline import FUNCTION_TIMEOUT_S, LEASE_S, RESPONSE_TAKES_S, WORKER_TIMEOUT_S, Deadline
 from lib.errors import ModelOverloaded, ModelTimedOut, OutcomePending, ServiceError
 from lib.generation import Accepted, Finished, Generations
+from lib.http.openai import IMAGES_ROUTE
 from lib.jobs import Job, JobQueue, Jobs
+from lib.keys.verification import VerifiedKey
 from lib.ledger.accounts import Accounts
 from lib.ledger.audit import AuditReport, audit_of
 from lib.ledger.deletion import Deletions
@@ -310,6 +318,31 @@ class Sandbox:
     reconciler: Reconciler
 
 
+def _service(world: "World", process: Sandbox) -> Dependencies:
+    """The dependencies of a sandbox whose customer has been verified."""
+
+    class Verified:
+        def verify(self, _authorization: str | None) -> VerifiedKey:
+            return VerifiedKey(world.organisation, "key_1", "key_1")
+
+    service = Dependencies(Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key"))
+    service.__dict__ |= {
+        "key_verifier": Verified(),
+        "generations": process.generations,
+        "jobs": process.jobs,
+    }
+    return service
+
+
+def images_event(prompt: str, key: str | None) -> dict[str, object]:
+    """API Gateway's event of a request for an image of the world's shape, in base64."""
+    return {
+        "routeKey": IMAGES_ROUTE,
+        "headers": {} if key is None else {"idempotency-key": key},
+        "body": json.dumps({"prompt": prompt, "size": "1600x900", "model": "gpt-image-1"}),
+    }
+
+
 class World:
     """A table with one organisation, a clock, and any number of sandboxes.
 
@@ -437,6 +470,42 @@ class World:
         answer = self._ask(process.generations.generate, self.order(key, api_key=api_key))
         assert not isinstance(answer, Accepted)
         return answer
+
+    def images(self, process: Sandbox, key: str | None = None) -> Finished | ServiceError | None:
+        """One request to OpenAI's route, through the handler: what its response says.
+
+        A base64 answer is decoded, and compared with what is stored.
+        """
+        event = images_event(self.order(key).prompt, key)
+        began = self.clock.now_s
+        try:
+            with self.observe() as observation:
+                deadline = self.deadline(FUNCTION_TIMEOUT_S - RESPONSE_TAKES_S)
+                response = respond(_service(self, process), event, deadline, observation)
+        except Killed:
+            return None
+        finally:
+            self.last_request_took_s = self.clock.now_s - began
+        return self._said(response)
+
+    def _said(self, response: Response) -> Finished | ServiceError:
+        charged = response["headers"]["X-Credits-Charged"]
+        if response["statusCode"] != HTTPStatus.OK:
+            assert set(json.loads(response["body"])) == {"error"}
+            # What it cost is all that the money's tests ask of an error.
+            return OutcomePending("0") if charged == "5" else ServiceError()
+        replayed = "Idempotent-Replayed" in response["headers"]
+        assert charged == ("0" if replayed else "5")
+        (image,) = json.loads(response["body"])["data"]
+        if "url" in image:
+            return Finished(image["url"], 0, replayed)
+        png = base64.b64decode(image["b64_json"])
+        (url,) = (
+            f"{BASE_URL}/{stored}"
+            for stored in self.stored_keys()
+            if getattr(self.process().images.read(stored), "content", None) == png
+        )
+        return Finished(url, 0, replayed, png=png)
 
     def accept(
         self, process: Sandbox, key: str | None = None

@@ -1,11 +1,12 @@
 """Reads and writes this repository's Markdown: headings, tables, fenced blocks, links."""
 
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
+
+from lib.http.reference import table
 
 __all__ = ["Fence", "Markdown", "table"]
 
@@ -93,12 +94,6 @@ class Markdown:
         if len(found) != 1:
             raise LookupError(f"{len(found)} headings are called {title!r}")
         return Markdown(found[0])
-
-
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with one line for each row."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cells(line: str) -> list[str]:

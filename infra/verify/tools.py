@@ -15,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,12 +29,16 @@ __all__ = [
     "axe",
     "browser",
     "checkov",
+    "client_generator",
     "dynamodb_local",
     "emulator",
     "install_pip_audit",
     "java",
     "make_environment",
     "ministack",
+    "openai_clients",
+    "openai_python",
+    "openapi_tools",
     "packages",
     "pip_audit",
     "python313",
@@ -43,6 +48,8 @@ __all__ = [
 
 TOOLS = PROJECT_ROOT / ".build" / "tools"
 REQUIREMENTS = PROJECT_ROOT / "infra" / "requirements"
+# npm packages, pinned and with their hashes in package-lock.json.
+NPM_PACKAGES = PROJECT_ROOT / "infra" / "verify" / "npm"
 
 # An npm package of Amazon's that carries DynamoDB Local 1.25.1.
 SIMULATOR = "amplify-dynamodb-simulator"
@@ -56,6 +63,9 @@ AXE_VERSION = "4.14.1"
 AXE_SHA512 = (
     "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
 )
+# The clients of OpenAI's API: the lock names every package of npm, with its hash.
+OPENAI_CLIENTS = Path(__file__).with_name("openai_clients")
+OPENAI_MAJORS = (1, 2, 3)
 _JAVA_AT_LEAST = 17
 _EMULATORS = {
     "x86_64": "aws-lambda-rie-x86_64",
@@ -134,6 +144,46 @@ def schemathesis() -> Path:
         ToolMissingError
     """
     return _installed(_schemathesis()) / "bin" / "schemathesis"
+
+
+def client_generator() -> Path:
+    """The directory of the commands of an environment with openapi-python-client.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_client_generator()) / "bin"
+
+
+def openapi_tools() -> Path:
+    """A ``node_modules`` with linters of OpenAPI, generators of clients, and TypeScript.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_openapi_tools()) / "node_modules"
+
+
+def openai_python(major: int) -> Path:
+    """The Python of an environment with this major version of the library ``openai``.
+
+    Raises:
+        ToolMissingError
+    """
+    return _installed(_openai_python(major)) / "bin" / "python"
+
+
+def openai_clients() -> tuple[Path, Path]:
+    """A Node, and the directory in which the clients for it are installed.
+
+    Raises:
+        ToolMissingError
+    """
+    home = _installed(_openai_node())
+    found = sorted(home.glob("node_modules/node-linux-*/bin/node"))
+    if not found:
+        raise ToolMissingError("Node's package has no build for this machine")
+    return found[0], home
 
 
 def pip_audit() -> Path:
@@ -247,6 +297,24 @@ def _schemathesis() -> Path:
     return TOOLS / f"schemathesis-{_digest('schemathesis.txt')}"
 
 
+def _client_generator() -> Path:
+    return TOOLS / f"client-generator-{_digest('clients.txt')}"
+
+
+def _openapi_tools() -> Path:
+    lock = (NPM_PACKAGES / "package-lock.json").read_bytes()
+    return TOOLS / f"openapi-tools-{hashlib.sha256(lock).hexdigest()[:12]}"
+
+
+def _openai_python(major: int) -> Path:
+    return TOOLS / f"openai{major}-{_digest(f'openai{major}.txt')}"
+
+
+def _openai_node() -> Path:
+    lock = (OPENAI_CLIENTS / "package-lock.json").read_bytes()
+    return TOOLS / f"openai-node-{hashlib.sha256(lock).hexdigest()[:12]}"
+
+
 def _pip_audit() -> Path:
     return TOOLS / f"pip-audit-{_digest('advisories.txt')}"
 
@@ -298,12 +366,9 @@ def _make_dynamodb_local(goal: Path) -> None:
 @contextmanager
 def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
     """What is in a package of the npm registry, until the block ends."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
     with TemporaryDirectory() as scratch:
         wanted = [f"{name}@{version}", "--silent", "--pack-destination", scratch]
-        _run([npm, "pack", *wanted], _COMMAND_TAKES_S)
+        _run([_npm(), "pack", *wanted], _COMMAND_TAKES_S)
         archive = Path(scratch, f"{name}-{version}.tgz")
         digest = hashlib.sha512(archive.read_bytes()).digest()
         if base64.b64encode(digest).decode() != sha512:
@@ -311,6 +376,13 @@ def _npm_package(name: str, version: str, sha512: str) -> Iterator[Path]:
         with tarfile.open(archive) as opened:
             opened.extractall(scratch, filter="data")
         yield Path(scratch, "package")
+
+
+def _npm() -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ToolMissingError("npm is needed: install it with `apt-get install npm`")
+    return npm
 
 
 def _make_sam(goal: Path) -> None:
@@ -327,6 +399,25 @@ def _make_checkov(goal: Path) -> None:
 
 def _make_schemathesis(goal: Path) -> None:
     make_environment(goal, "schemathesis.txt")
+
+
+def _make_client_generator(goal: Path) -> None:
+    make_environment(goal, "clients.txt")
+
+
+def _make_openapi_tools(goal: Path) -> None:
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(NPM_PACKAGES / name, goal)
+    # No package may run a script of its own here.
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix", str(goal)]
+    _run([_npm(), "ci", *options], _COMMAND_TAKES_S)
+
+
+def _make_openai_node(goal: Path) -> None:
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(OPENAI_CLIENTS / name, goal)
+    quietly = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    _run([_npm(), "ci", "--prefix", str(goal), *quietly], _COMMAND_TAKES_S)
 
 
 def _make_pip_audit(goal: Path) -> None:
@@ -398,7 +489,13 @@ def main() -> int:
         _install(_checkov(), _make_checkov)
         _install(_schemathesis(), _make_schemathesis)
         _install(_pip_audit(), _make_pip_audit)
+        _install(_openai_node(), _make_openai_node)
+        for major in OPENAI_MAJORS:
+            make = partial(make_environment, requirements=f"openai{major}.txt")
+            _install(_openai_python(major), make)
         _install(_axe(), _make_axe)
+        _install(_client_generator(), _make_client_generator)
+        _install(_openapi_tools(), _make_openapi_tools)
         _install(_python313(), _make_python313)
         _install(_packages(), _make_packages)
     except ToolMissingError as missing:

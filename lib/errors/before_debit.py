@@ -33,14 +33,18 @@ class RequestRejected(ServiceError):
 
 
 class InvalidRequest(RequestRejected):
-    """The request is malformed; ``sentence`` tells the customer what to change."""
+    """The request is malformed; ``sentence`` tells the customer what to change.
+
+    ``field`` names the field of the body that is at fault, if one is.
+    """
 
     status = 400
 
-    def __init__(self, code: str, sentence: str) -> None:
+    def __init__(self, code: str, sentence: str, field: str | None = None) -> None:
         super().__init__(code)
         self.code = code
         self.error = sentence
+        self.field = field
 
 
 class Unauthorized(RequestRejected):

@@ -28,6 +28,7 @@ __all__ = [
     "ErrorResponse",
     "FailureResponse",
     "FieldSpec",
+    "GatewayResponse",
     "GenerateResponse",
     "GenerationResponse",
     "HealthResponse",
@@ -161,8 +162,15 @@ class FailureResponse:
     """The body of a 500."""
 
     error: Literal["Failed to generate image"]
-    message: Annotated[str, FieldSpec("Why it failed: one of a fixed list")]
+    message: Annotated[str, FieldSpec("Why it failed, for people")]
     hint: Annotated[str | None, FieldSpec("What to do next")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayResponse:
+    """The body of an answer that API Gateway gives by itself; the service never sends it."""
+
+    message: Annotated[str, FieldSpec("What happened, in API Gateway's words")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,15 +265,17 @@ class HistoryRequest:
 def parse_history_request(parameters: Mapping[str, str]) -> HistoryRequest:
     """Parses the query string of ``GET /api/v1/generations``; unknown parameters are ignored.
 
+    An empty parameter counts as absent, so that a loop can start with an empty cursor.
+
     Raises:
         InvalidRequest: ``limit`` or ``cursor`` is invalid.
     """
-    limit = parameters.get("limit", str(DEFAULT_PAGE))
+    limit = parameters.get("limit") or str(DEFAULT_PAGE)
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_PAGE:
         sentence = f"Invalid limit: use a whole number from 1 to {MAX_PAGE}"
         raise InvalidRequest("invalid_limit", sentence)
     cursor = parameters.get("cursor")
-    return HistoryRequest(int(limit), None if cursor is None else _cursor_ms(cursor))
+    return HistoryRequest(int(limit), _cursor_ms(cursor) if cursor else None)
 
 
 def parse_month(parameters: Mapping[str, str]) -> str | None:

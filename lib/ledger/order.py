@@ -25,7 +25,10 @@ class Spender:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A customer's request for one image; ``model`` is the name of the model that is to draw."""
+    """A customer's request for one image; ``model`` is the name of the model that is to draw.
+
+    ``wants_png``: the response holds the PNG itself, so a replay has to read it.
+    """
 
     organisation: str
     prompt: str
@@ -34,6 +37,7 @@ class Order:
     asynchronous: bool = False
     spender: Spender | None = None
     model: str | None = None
+    wants_png: bool = False
 
     @property
     def request_hash(self) -> str:

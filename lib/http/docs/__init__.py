@@ -7,42 +7,35 @@ styles are inline, and the content security policy allows them by hash and nothi
 import base64
 import hashlib
 import html
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from lib.http.docs.outcomes import Outcome, outcomes
+from lib.deadline import GATEWAY_TIMEOUT_S, REFUNDED_WITHIN_S
+from lib.http.docs.examples import PROMPT, examples, tabs
+from lib.http.docs.markup import section
+from lib.http.docs.ratios import ratio_cards, ratio_choices
+from lib.http.docs.reference import contents, open_routes, operations, outcome_rows
+from lib.http.guide import CLIENT_TIMEOUT_S, JOB_REFUNDED_WITHIN_MIN, guide, typical_time
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.http.openapi import openapi
+from lib.http.outcomes import outcomes
 from lib.ledger.order import CREDITS_PER_IMAGE
-from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["headers", "page"]
 
 _HERE = Path(__file__).parent
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
-_RATIO_PX = 48
 _GENERATE = ("/api/v1/models/gemini/generate", "post")
 
-_SUGGESTED_USES: Mapping[AspectRatio, str] = {
-    AspectRatio.SQUARE: "avatars, album covers, product tiles",
-    AspectRatio.PORTRAIT_2_3: "posters, book covers",
-    AspectRatio.LANDSCAPE_3_2: "35 mm prints, article headers",
-    AspectRatio.PORTRAIT_3_4: "catalogue pages, tablets in portrait",
-    AspectRatio.LANDSCAPE_4_3: "illustrations in documents, projectors",
-    AspectRatio.PORTRAIT_4_5: "tall posts in a feed",
-    AspectRatio.LANDSCAPE_5_4: "framed prints, 10 by 8 inches",
-    AspectRatio.PORTRAIT_9_16: "phone screens, covers of short videos",
-    AspectRatio.LANDSCAPE_16_9: "slides, monitors, stills for video",
-    AspectRatio.ULTRA_WIDE_21_9: "page banners, panoramas",
-}
 
+def page(origin: str, support_url: str | None = None, model: str | None = None) -> str:
+    """The page as HTML, with examples for the service at ``origin``, such as ``https://host``.
 
-def page(origin: str) -> str:
-    """The page as HTML, with examples for the service at ``origin``, such as ``https://host``."""
-    return _page().replace("{{origin}}", html.escape(origin))
+    ``support_url`` and ``model`` are the deployment's, as ``lib.http.guide`` describes them.
+    """
+    return _page(support_url, model).replace("{{origin}}", html.escape(origin))
 
 
 def headers(image_base_url: str) -> dict[str, str]:
@@ -74,25 +67,35 @@ def headers(image_base_url: str) -> dict[str, str]:
 
 
 @cache
-def _page() -> str:
+def _page(support_url: str | None, model: str | None) -> str:
     """The page with ``{{origin}}`` still to be filled in. Built once per process."""
-    document = openapi("{{origin}}")
-    schemas = document["components"]["schemas"]
+    document = openapi("{{origin}}", support_url)
+    rows = outcomes(document)
+    sections = guide(support_url, model)
     path, method = _GENERATE
+    answer = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]
     values = {
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         "price": str(CREDITS_PER_IMAGE),
+        "time_fact": _time_fact(model),
+        "client_timeout": str(CLIENT_TIMEOUT_S),
+        "gateway_timeout": str(GATEWAY_TIMEOUT_S),
+        "refund_minutes": str(REFUNDED_WITHIN_S // 60),
+        "job_refund_minutes": str(JOB_REFUNDED_WITHIN_MIN),
         "prompt_limit": str(MAX_PROMPT_CHARACTERS),
-        "request_rows": _request_rows(schemas["GenerateRequest"]),
-        "response_rows": _field_rows(schemas["GenerateResponse"]),
-        "accepted_rows": _field_rows(schemas["AcceptedResponse"]),
-        "generation_rows": _field_rows(schemas["GenerationResponse"]),
-        "parameter_rows": _parameter_rows(document["paths"][path][method]["parameters"]),
-        "route_rows": _route_rows(document["paths"]),
-        "outcome_rows": "".join(map(_outcome_row, outcomes(document))),
-        "ratio_choices": "".join(_ratio_choice(ratio) for ratio in AspectRatio),
-        "ratio_cards": "".join(_ratio_card(ratio) for ratio in AspectRatio),
+        "prompt": PROMPT,
+        "support": _support(support_url),
+        "ratio_choices": ratio_choices(),
+        "ratio_cards": ratio_cards(),
+        "tabs": tabs(),
+        "examples": examples(),
+        "answer": html.escape(json.dumps(answer["examples"]["image"]["value"], indent=2)),
+        "contents": contents(document, [(each.anchor, each.title) for each in sections]),
+        "operations": operations(document, rows),
+        "open_routes": open_routes(document),
+        "outcome_rows": outcome_rows(rows),
+        "guide": "".join(map(section, sections)),
         "origin": "{{origin}}",
     }
     return _PLACEHOLDER.sub(lambda match: values[match[1]], _asset("page.html"))
@@ -111,112 +114,14 @@ def _hash_of(name: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _row(*cells: str) -> str:
-    """A table row of HTML cells, headed by the first."""
-    first, *others = cells
-    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{each}</td>" for each in others)}</tr>'
+def _time_fact(model: str | None) -> str:
+    """How long a picture takes, or nothing about a model that was not measured."""
+    usual = typical_time(model) if model else None
+    return f"<li>usually <strong>{usual}</strong></li>" if usual else ""
 
 
-def _code(text: object) -> str:
-    """``text``, escaped, as inline code."""
-    return f"<code>{html.escape(str(text))}</code>"
-
-
-def _prose(text: str) -> str:
-    """``text``, escaped, with backticks rendered as inline code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-def _request_rows(schema: Mapping[str, Any]) -> str:
-    return "".join(
-        _row(
-            _code(name),
-            html.escape(_type_of(field)),
-            _presence(name, schema),
-            _prose(field["description"]),
-        )
-        for name, field in schema["properties"].items()
-    )
-
-
-def _field_rows(schema: Mapping[str, Any]) -> str:
-    return "".join(
-        _row(_code(name), html.escape(_type_of(field)), _prose(field["description"]))
-        for name, field in schema["properties"].items()
-    )
-
-
-def _presence(name: str, schema: Mapping[str, Any]) -> str:
-    """Whether a request must have the field, and what it is otherwise."""
-    if name in schema["required"]:
-        return "required"
-    default = schema["properties"][name].get("default")
-    return "optional" if default is None else f"default {_code(default)}"
-
-
-def _type_of(field: Mapping[str, Any]) -> str:
-    """The type of a field as a reader would name it, from its JSON schema."""
-    if "const" in field:
-        return f"always {field['const']}"
-    if "anyOf" in field:
-        kinds: Sequence[Mapping[str, Any]] = field["anyOf"]
-        return " or ".join(_type_of(kind) for kind in kinds if kind.get("type") != "null")
-    if "$ref" in field:
-        return "one of ten"
-    return "number" if field["type"] == "integer" else str(field["type"])
-
-
-def _parameter_rows(parameters: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(
-        _row(_code(each["name"]), _code(each["example"]), _prose(each["description"]))
-        for each in parameters
-    )
-
-
-def _route_rows(paths: Mapping[str, Mapping[str, Any]]) -> str:
-    return "".join(
-        _row(_code(f"{method.upper()} {path}"), html.escape(operation["summary"]))
-        for path, operations in paths.items()
-        for method, operation in operations.items()
-    )
-
-
-def _outcome_row(outcome: Outcome) -> str:
-    code = outcome.code
-    return _row(
-        outcome.status,
-        _code(code) if re.fullmatch(r"\w+", code) else html.escape(code),
-        _prose(outcome.sentence),
-        outcome.credits_charged,
-        outcome.should_retry,
-        _prose(outcome.advice),
-    )
-
-
-def _outline(ratio: AspectRatio) -> str:
-    """The ratio drawn as an SVG rectangle whose longer side is ``_RATIO_PX``."""
-    longest = max(ratio.width_over_height, 1 / ratio.width_over_height)
-    width = _RATIO_PX if ratio.width_over_height >= 1 else _RATIO_PX / longest
-    height = _RATIO_PX if ratio.width_over_height <= 1 else _RATIO_PX / longest
-    x, y = (_RATIO_PX - width) / 2 + 1, (_RATIO_PX - height) / 2 + 1
-    side = _RATIO_PX + 2
-    return (
-        f'<svg class="shape" viewBox="0 0 {side} {side}" width="{side}" height="{side}"'
-        f' aria-hidden="true"><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}"'
-        f' height="{height:.1f}" rx="3"/></svg>'
-    )
-
-
-def _ratio_choice(ratio: AspectRatio) -> str:
-    checked = " checked" if ratio is AspectRatio.SQUARE else ""
-    return (
-        f'<label class="ratio"><input type="radio" name="ratio" value="{ratio.value}"{checked}>'
-        f"{_outline(ratio)}<span>{ratio.value}</span></label>"
-    )
-
-
-def _ratio_card(ratio: AspectRatio) -> str:
-    return (
-        f"<li>{_outline(ratio)}<div><strong>{ratio.value}</strong>"
-        f"<span>{html.escape(_SUGGESTED_USES[ratio])}</span></div></li>"
-    )
+def _support(url: str | None) -> str:
+    """Where a customer gets a key, as a sentence."""
+    if url is None:
+        return "Keys and credits come from the operator of this service."
+    return f'<a href="{html.escape(url)}">Get a key, credits or help</a>.'
