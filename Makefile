@@ -62,7 +62,7 @@ lock: $(INSTALLED) ## pin the newest release of every package in infra/requireme
 	@cd infra/requirements && $(LOCK) runtime.in -o runtime.txt
 	@cd infra/requirements && for name in dev verify; do \
 	  $(LOCK) --constraint runtime.txt $$name.in -o $$name.txt || exit 1; done
-	@cd infra/requirements && for name in uv sam ministack checkov schemathesis clients advisories openai1 openai2 openai3; do \
+	@cd infra/requirements && for name in uv sam ministack checkov schemathesis clients advisories openai0 openai1 openai2 openai3; do \
 	  $(LOCK) $$name.in -o $$name.txt || exit 1; done
 
 advisories: $(INSTALLED) ## look every pin up in a database of known vulnerabilities

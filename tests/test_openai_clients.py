@@ -107,11 +107,13 @@ class Client:
 
 
 CLIENTS = [
+    Client("openai for Python", "openai0", 0, sends_key=False, retries=False),
     Client("openai for Python", "openai", 1),
     Client("openai for Python", "openai", 2),
     Client("openai for Python", "openai", 3),
     Client("LangChain for Python", "langchain", 3, bodies=URL_ONLY),
     Client("LiteLLM", "litellm", 3, bodies=BY_MODEL),
+    Client("openai for Node", "openai3", retries=False),
     Client("openai for Node", "openai4"),
     Client("openai for Node", "openai5"),
     Client("openai for Node", "openai6"),

@@ -65,7 +65,7 @@ AXE_SHA512 = (
 )
 # The clients of OpenAI's API: the lock names every package of npm, with its hash.
 OPENAI_CLIENTS = Path(__file__).with_name("openai_clients")
-OPENAI_MAJORS = (1, 2, 3)
+OPENAI_MAJORS = (0, 1, 2, 3)
 _JAVA_AT_LEAST = 17
 _EMULATORS = {
     "x86_64": "aws-lambda-rie-x86_64",

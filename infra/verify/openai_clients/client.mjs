@@ -30,6 +30,17 @@ const clients = {
     };
   },
 
+  async openai3(name) {
+    const { Configuration, OpenAIApi } = await load(name);
+    return async (asked) => {
+      const configuration = { apiKey: asked.apiKey, basePath: asked.baseUrl };
+      const client = new OpenAIApi(new Configuration(configuration));
+      const { headers } = asked;
+      const options = { headers, timeout: asked.timeoutS * 1000 };
+      return (await client.createImage(asked.body, options)).data.data[0];
+    };
+  },
+
   async langchain(name) {
     const { DallEAPIWrapper } = await load(name);
     return async (asked) => {
@@ -71,6 +82,7 @@ const clients = {
 };
 
 const packages = {
+  openai3: ["openai3", "openai3"],
   openai4: ["openai", "openai4"],
   openai5: ["openai", "openai5"],
   openai6: ["openai", "openai6"],
@@ -84,7 +96,7 @@ function failure(error) {
   const cause = error.lastError ?? error;
   return {
     error: cause.constructor?.name ?? cause.name,
-    status: cause.status ?? cause.statusCode ?? null,
+    status: cause.status ?? cause.statusCode ?? cause.response?.status ?? null,
     code: cause.code ?? cause.data?.error?.code ?? null,
     message: String(cause.message),
   };

@@ -16,6 +16,19 @@ from typing import Any
 Asked = dict[str, Any]
 
 
+def _openai0() -> Callable[[Asked], Any]:
+    openai = importlib.import_module("openai")
+
+    def generate(asked: Asked) -> Any:
+        # For images it has neither a timeout nor headers as arguments.
+        openai.api_requestor.TIMEOUT_SECS = asked["timeoutS"]
+        return openai.Image.create(
+            api_key=asked["apiKey"], api_base=asked["baseUrl"], **asked["body"]
+        ).data[0]
+
+    return generate
+
+
 def _openai() -> Callable[[Asked], Any]:
     openai = importlib.import_module("openai")
 
@@ -96,11 +109,16 @@ def _open_webui() -> Callable[[Asked], Any]:
 
 
 CLIENTS = {
+    "openai0": ("openai", _openai0),
     "openai": ("openai", _openai),
     "langchain": ("langchain-community", _langchain),
     "litellm": ("litellm", _litellm),
     "open-webui": ("aiohttp", _open_webui),
 }
+
+
+# What the clients call the status in their errors.
+STATUS = ("status_code", "http_status", "status")
 
 
 def _told(answer: Any) -> dict[str, Any]:
@@ -111,7 +129,7 @@ def _told(answer: Any) -> dict[str, Any]:
 def _failure(error: Exception) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
-        "status": getattr(error, "status_code", getattr(error, "status", None)),
+        "status": next(filter(None, (getattr(error, name, None) for name in STATUS)), None),
         "code": getattr(error, "code", None),
         "message": str(error),
     }
