@@ -1012,6 +1012,12 @@ MUTANTS = (
         "raise ImageDeleted",
         "return replayed",
     ),
+    in_generation(
+        "read the image of a replay without the time for it",
+        OPENAI + "test_a_replay_without_the_time_to_read_the_image_may_be_retried",
+        "if deadline.remaining_s() < STORAGE_CALL_S:",
+        "if deadline.passed():",
+    ),
     in_openai(
         "answer with more than Lambda lets through",
         OPENAI + "test_the_largest_image_in_base64_fits_into_lambda_s_response_and_a_larger_one"

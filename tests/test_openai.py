@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from handlers.dependencies import Dependencies
 from handlers.generate import respond
 from handlers.http import failure_of, success
 from infra.local.stack import LocalStack
-from lib.deadline import Deadline
+from lib.deadline import STORAGE_CALL_S, Deadline
 from lib.errors import (
     BodyTooLarge,
     Busy,
@@ -32,6 +33,7 @@ from lib.errors import (
     StorageFailed,
     Unauthorized,
 )
+from lib.generation import Finished
 from lib.http.openai import MAX_INLINE_PNG_BYTES, image_of, images_body
 from lib.http.openai_request import parse_images_request
 from lib.settings import DEFAULT_MODEL, Settings
@@ -47,7 +49,9 @@ from tests.customer import (
     prompts_sent,
     scripted_stack,
 )
+from tests.engines import Engine
 from tests.stacks import STACKS
+from tests.world import World
 
 LAMBDA_RESPONSE_BYTES = 6 * 1024 * 1024
 
@@ -217,6 +221,23 @@ def test_a_replay_that_can_not_read_the_image_costs_nothing_and_may_be_retried(
     assert failed.headers["x-credits-charged"] == "0"
     assert_replayed(again, first)
     assert customer.balance() == 95
+
+
+def test_a_replay_without_the_time_to_read_the_image_may_be_retried(moto_engine: Engine) -> None:
+    with World(moto_engine) as world, world.observe() as observation:
+        paid = world.request(world.process(), "a")
+        order = replace(world.order("a"), wants_png=True)
+        process = world.process()
+        with pytest.raises(ServiceUnavailable):
+            process.generations.generate(order, world.deadline(STORAGE_CALL_S - 1), observation)
+        assert {call.service for call in process.network.calls} == {"dynamodb"}
+        again = process.generations.generate(order, world.deadline(), observation)
+
+        assert isinstance(paid, Finished)
+        assert isinstance(again, Finished)
+        assert (again.image_url, again.replayed) == (paid.image_url, True)
+        assert again.png == paid.png
+        assert world.balance() == 95
 
 
 def test_a_replay_whose_object_expired_is_no_longer_there(customer: Customer) -> None:
