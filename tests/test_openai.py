@@ -21,6 +21,7 @@ from lib.errors import (
     IdempotencyKeyReused,
     ImageDeleted,
     InsufficientCredits,
+    KeyBudgetExhausted,
     ModelOverloaded,
     ModelTimedOut,
     ModelUnavailable,
@@ -280,6 +281,7 @@ def test_the_largest_image_in_base64_fits_into_lambda_s_response_and_a_larger_on
 ERRORS: list[tuple[ServiceError, int, str, str, str | None]] = [
     (Unauthorized(), 401, "invalid_api_key", "false", None),
     (InsufficientCredits(5, 2), 402, "insufficient_quota", "false", None),
+    (KeyBudgetExhausted(5, 2), 402, "insufficient_quota", "false", None),
     (OrganisationSuspended(), 403, "organisation_suspended", "false", None),
     (GenerationInFlight(3), 409, "generation_in_flight", "true", "10"),
     (BodyTooLarge(65_536), 413, "body_too_large", "false", None),

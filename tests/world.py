@@ -323,7 +323,7 @@ def _service(world: "World", process: Sandbox) -> Dependencies:
 
     class Verified:
         def verify(self, _authorization: str | None) -> VerifiedKey:
-            return VerifiedKey(world.organisation, "key_1", "key_1")
+            return VerifiedKey(world.organisation, "key_1", METER, world.budget)
 
     service = Dependencies(Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key"))
     service.__dict__ |= {
