@@ -30,6 +30,7 @@ from lib.http.request import parse_generate_request
 from lib.keys.verification import VerifiedKey
 from lib.ledger.order import CREDITS_PER_IMAGE, Order, Spender
 from lib.observability import Observation
+from lib.picture.aspect_ratio import AspectRatio
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -94,9 +95,7 @@ def _ordered(
     name = f"{key.organisation} {key.meter}"
     service.unpaid_limit.check(name)
     try:
-        order = (
-            _openai_order(service, event, key) if _is_openai(event) else _order(service, event, key)
-        )
+        order = _order(service, event, key)
         if order.asynchronous:
             outcome = service.jobs.accept(order, deadline, observation)
         else:
@@ -110,44 +109,38 @@ def _ordered(
 
 
 def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
-    """What is asked for.
+    """What is asked for, in either form. OpenAI's knows no preference for an answer later.
 
     Raises:
         InvalidRequest, BodyTooLarge
     """
     idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
-    request = parse_generate_request(body_of(event))
+    body = body_of(event)
+    is_openai = _is_openai(event)
+    prompt, ratio, wants_png = _openai_request(body) if is_openai else _request(body)
     return Order(
         key.organisation,
-        request.prompt,
-        request.aspectRatio,
+        prompt,
+        ratio,
         idempotency_key,
         spender=Spender(key.id, key.meter, key.monthly_budget),
-        asynchronous=service.jobs.has_queue and prefers_async(event),
+        asynchronous=service.jobs.has_queue and prefers_async(event) and not is_openai,
         model=service.settings.gemini_model,
+        wants_png=wants_png,
     )
 
 
-def _openai_order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
-    """What is asked for in OpenAI's form, which knows no preference for an answer later.
+def _request(body: bytes) -> tuple[str, AspectRatio, bool]:
+    request = parse_generate_request(body)
+    return request.prompt, request.aspectRatio, False
 
-    Raises:
-        InvalidRequest, BodyTooLarge
-    """
+
+def _openai_request(body: bytes) -> tuple[str, AspectRatio, bool]:
     # It builds a model of pydantic's, for which a cold start of the other route has no use.
     from lib.http.openai_request import parse_images_request  # noqa: PLC0415
 
-    idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
-    request = parse_images_request(body_of(event))
-    return Order(
-        key.organisation,
-        request.prompt,
-        request.aspect_ratio,
-        idempotency_key,
-        spender=Spender(key.id, key.meter, key.monthly_budget),
-        model=service.settings.gemini_model,
-        wants_png=request.as_base64,
-    )
+    request = parse_images_request(body)
+    return request.prompt, request.aspect_ratio, request.as_base64
 
 
 def _image(outcome: Finished, request: str, *, as_base64: bool) -> Response:
