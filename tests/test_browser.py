@@ -334,6 +334,25 @@ def test_a_response_without_a_stated_cost_is_not_called_free_and_repeated_with_i
     assert quick.driver.execute_script("return window.sent") == [sent[0]] * 2
 
 
+def test_a_gateway_that_throttles_costs_nothing(quick: Visitor) -> None:
+    throttled: Reply = (429, {}, {"message": "Too Many Requests"})
+    answers(quick, {GENERATE: [throttled], CREDITS: [(200, {}, _BALANCE)]})
+    quick.ask("A hut")
+    line = quick.status("bad")
+    assert "Too Many Requests (429)" in line
+    assert "This request costs nothing" in line
+
+
+def test_a_lost_response_of_a_service_without_a_queue_is_waited_for(quick: Visitor) -> None:
+    busy = (409, {"X-Error-Code": "generation_in_flight", "Retry-After": "3"}, {"error": "Busy"})
+    done = (200, {"X-Credits-Charged": "0"}, _IMAGE | {"durationMs": 24_000})
+    lost: Reply = (503, {}, {"message": "Service Unavailable"})
+    answers(quick, {GENERATE: [lost, *[busy] * 8, done], CREDITS: [(200, {}, _BALANCE)]})
+    quick.ask("A hut")
+    quick.wait(lambda: quick.step() == "Drawing")
+    assert "Done in 24.0 s. 5 credits charged" in quick.status("good")
+
+
 def test_a_gateway_that_fails_once_costs_one_image(quick: Visitor) -> None:
     key = quick.stack.open_account("unlucky", 100)
     quick.driver.execute_script(
@@ -417,7 +436,7 @@ def test_the_history_can_be_used_again_and_deleted(visitor: Visitor) -> None:
     for prompt, ratio in (("First", "3:2"), ("Second", "1:1")):
         visitor.ask(prompt, key, ratio)
         visitor.status("good")
-        visitor.wait(lambda: visitor.find("#strip li .said").text == visitor.value("#prompt"))
+        visitor.wait(lambda: visitor.value("#prompt") in visitor.find("#strip li.settled").text)
     second, first = visitor.all("#strip li")
     for image in visitor.all("#strip img"):
         assert image.get_attribute("loading") == "lazy"

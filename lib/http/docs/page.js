@@ -9,6 +9,8 @@ const SHOWN_AT_ONCE = 6;
 const CLIENT_TIMEOUT_MS = 35_000;
 const TRIES = 5;
 const FIRST_PAUSE_MS = 1000;
+// A request that died keeps its idempotency key busy for a minute.
+const IN_FLIGHT_FOR_MS = 120_000;
 const ACCEPTED_WITHIN_MS = 3000;
 // An asynchronous generation ends within 45 minutes.
 const FOLLOWED_FOR_MS = 50 * 60_000;
@@ -118,8 +120,12 @@ const costOf = (response) => {
   return charged === "0" ? FREE : UNKNOWN;
 };
 
-// What to do about an error is in the page's own table.
-const adviceOn = (code) => find(code)?.querySelector("[data-advice]")?.textContent ?? "";
+// What to do about an error is in the page's own table, for programs: this one has preferred
+// respond-async already.
+const adviceOn = (code) =>
+  code === "model_timeout"
+    ? "Gemini took too long. Try again."
+    : (find(code)?.querySelector("[data-advice]")?.textContent ?? "");
 
 const showFailure = (response, body) => {
   const code = response.headers.get("X-Error-Code");
@@ -256,21 +262,23 @@ const post = (run) => {
 const located = (run, response) => {
   run.location = response.headers.get("Location");
   keep(run);
+  loadAccount();
   return follow(run);
 };
 
-// API Gateway's own answers have no header of the service, and a broken connection has no answer.
-const isOurs = (response) => response?.headers.has("X-Error-Code");
-
+// Repeats what has no answer of the service: a broken connection, or API Gateway's own answers.
 const submit = async (run) => {
+  const beganAt = Date.now();
   let pauseForMs = FIRST_PAUSE_MS;
+  let isUnknown = false;
   for (let tries = 1; ; tries += 1) {
     const response = await post(run);
     if (response?.status === 202) return located(run, response);
     const body = response === null ? {} : await bodyOf(response);
     if (response?.ok && body.imageUrl) return succeed(run, body);
     const code = response?.headers.get("X-Error-Code");
-    if (isOurs(response) && code !== "generation_in_flight") {
+    const isInFlight = code === "generation_in_flight";
+    if (code && !isInFlight) {
       if (code === "outcome_pending") {
         run.isPending = true;
         showProgress(run);
@@ -282,15 +290,24 @@ const submit = async (run) => {
       return;
     }
     const sentence = response === null ? "No response." : `${body.message ?? body.error ?? response.statusText} (${response.status}).`;
-    if (tries === TRIES) return pause(sentence);
-    const isThrottled = response?.status === 429;
-    showBad(
-      sentence,
-      code ? "An earlier request with this Idempotency-Key is in progress." : isThrottled ? FREE : UNKNOWN,
-      element("p", {}, `Trying again with the same Idempotency-Key (${tries} of ${TRIES - 1}).`),
-    );
-    await sleep(pauseMs(response, pauseForMs));
-    pauseForMs *= 2;
+    // API Gateway throttles before the service sees the request.
+    isUnknown ||= response?.status !== 429;
+    if (isInFlight && Date.now() - beganAt < IN_FLIGHT_FOR_MS) {
+      showProgress(run, 1);
+      tries -= 1;
+    } else if (tries < TRIES) {
+      const again = `Trying again with the same Idempotency-Key (${tries} of ${TRIES - 1}).`;
+      showBad(sentence, isUnknown ? UNKNOWN : FREE, element("p", {}, again));
+    } else if (isUnknown) {
+      return pause(sentence);
+    } else {
+      end();
+      showBad(sentence, FREE);
+      showMessage("No image was generated.");
+      return;
+    }
+    await sleep(pauseMs(response, isInFlight ? FIRST_PAUSE_MS : pauseForMs));
+    if (!isInFlight) pauseForMs *= 2;
   }
 };
 
