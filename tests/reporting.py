@@ -49,7 +49,8 @@ def report(line: str) -> None:
 
 def tally(what: Tried, number: int) -> None:
     """Adds ``number`` to a sum in the summary."""
-    _TALLIES[what] += number
+    # xdist sends plain strings only.
+    _TALLIES[str(what)] += number
 
 
 def lines() -> list[str]:
