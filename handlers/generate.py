@@ -4,6 +4,7 @@
 ``POST /v1/images/generations`` differ in how a request is read and how its outcome is written.
 """
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from handlers.authentication import authenticate
@@ -59,14 +60,18 @@ def respond(
     try:
         order, outcome = _ordered(service, event, deadline, observation)
     except ServiceError as error:
+        response = failure(error, request, {"X-Credits-Charged": str(error.credits_charged)})
         if isinstance(error, RequestRejected):
             observation.count("Rejections")
         else:
             count(error)
+            # An alarm subtracts these from API Gateway's 5xx. OpenAI's form refuses with a 400.
+            if not error.is_fault and response["statusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                observation.count("RequestsRefused")
         if isinstance(error, ServiceUnavailable):
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", error.__cause__)
-        return failure(error, request, {"X-Credits-Charged": str(error.credits_charged)})
+        return response
     except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
         unavailable = ServiceUnavailable()
         observation.count("UnexpectedErrors")

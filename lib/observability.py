@@ -90,8 +90,6 @@ class Observation:
         """Counts a request for an image that was not rejected, and whether it failed by a fault."""
         is_fault = failure is not None and failure.is_fault
         self._count_attempts(requests=1, request_faults=int(is_fault))
-        if failure is not None and not is_fault:
-            self.count("RequestsRefused")
 
     def count_job(self, failure: ServiceError | None = None) -> None:
         """Counts a delivery of a job that was worked on, and whether it failed by a fault."""

@@ -919,6 +919,12 @@ MUTANTS = (
         "count = observation.count_request",
     ),
     in_handler(
+        "alarms: subtract from the gateway's faults what OpenAI's form refuses with a 400",
+        ALARMS + "test_refused_prompts_do_not_hide_the_faults_of_the_gateway[refused1]",
+        "if not error.is_fault and response",
+        "if not error.is_fault or response",
+    ),
+    in_handler(
         "alarms: count a bug outside the generation as a success",
         ON_EITHER_PATH,
         "count(unavailable)",
@@ -977,7 +983,7 @@ MUTANTS = (
     ),
     in_template(
         "alarms: subtract the workers' refused prompts from the gateway's faults",
-        ALARMS + "test_refused_prompts_do_not_hide_the_faults_of_the_gateway",
+        ALARMS + "test_refused_prompts_do_not_hide_the_faults_of_the_gateway[refused0]",
         """MetricName: RequestsRefused
               Dimensions:
 """,

@@ -403,14 +403,14 @@ class _Driver:
             self._record(handler, {"headers": {"X-Error-Code": "crashed"}})
             raise
         else:
-            self._record(handler, answer)
+            self._record(handler, answer, form="OpenAI" * (event.get("routeKey") == IMAGES_ROUTE))
             return answer
         finally:
             self._running = ""
             unused = [name for name, faults in self._faults.items() if faults]
             assert not unused, f"{handler} made no such call: {unused}"
 
-    def _record(self, handler: str, answer: Mapping[str, Any]) -> None:
+    def _record(self, handler: str, answer: Mapping[str, Any], form: str = "") -> None:
         lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
         self._log.seek(0)
         self._log.truncate()
@@ -424,6 +424,8 @@ class _Driver:
             outcome = f"{outcome}, a bug"
         if answer.get("batchItemFailures"):
             outcome = f"{outcome}, redelivered"
+        if form:
+            outcome = f"{outcome}, in the form of {form}"
         made = Invocation(self._running, int(answer.get("statusCode", 0)), emitted)
         self.recording.invocations.setdefault((handler.split(".")[1], outcome), made)
 

@@ -43,6 +43,7 @@ IMAGE: Outcome = ("generate", "done")
 JOB: Outcome = ("worker", "done")
 REFUSED: Outcome = ("generate", "content_rejected")
 JOB_REFUSED: Outcome = ("worker", "content_rejected")
+REFUSED_AS_OPENAI: Outcome = ("generate", "content_rejected, in the form of OpenAI")
 # API Gateway's own answer, when the function died or can't be invoked.
 DIED: Outcome = ("gateway", "503")
 BUG = "internal_error, a bug"
@@ -300,14 +301,17 @@ def test_what_fails_by_a_fault_of_the_service_pages_on_either_path(recording: Re
 
 
 def test_healthy_traffic_and_refused_prompts_alone_never_page(recording: Recording) -> None:
-    refused = {REFUSED: 60, JOB_REFUSED: 60}
+    refused = {REFUSED: 60, REFUSED_AS_OPENAI: 60, JOB_REFUSED: 60}
 
     assert Traffic(recording).minutes(20, {IMAGE: 60, JOB: 60}).ringing() == set()
     assert Traffic(recording).minutes(20, refused).ringing() == set()
 
 
-def test_refused_prompts_do_not_hide_the_faults_of_the_gateway(recording: Recording) -> None:
-    traffic = Traffic(recording).minutes(5, {DIED: 5, JOB_REFUSED: 50, REFUSED: 5})
+@pytest.mark.parametrize("refused", [JOB_REFUSED, REFUSED_AS_OPENAI])
+def test_refused_prompts_do_not_hide_the_faults_of_the_gateway(
+    recording: Recording, refused: Outcome
+) -> None:
+    traffic = Traffic(recording).minutes(5, {DIED: 5, refused: 50, REFUSED: 5})
 
     assert traffic.paging() == {"ApiFaultsAlarm"}
 

@@ -128,7 +128,8 @@ def test_an_operators_day_on_the_local_stack(shell: Shell) -> None:
     assert shell.generate(rotated["key"], "a red fox")[0] == 403
     assert document("org resume day")["suspendedAt"] is None
     (used,) = document("usage day")["usage"]
-    assert (used["images"], used["charged"], used["refunds"]) == (1, 5, 1)
+    assert used["key"] == rotated["id"]
+    assert (used["images"], used["credits"], used["refunded"]) == (1, 5, 5)
     assert document(f"logs {oldest['id']}")["lines"]
     assert document("doctor")["healthy"] is True
     assert document("org show day")["lastGeneration"]["id"] == newest["id"]

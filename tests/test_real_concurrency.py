@@ -20,6 +20,7 @@ import boto3
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
+from handlers.account import GENERATE_ROUTE
 from handlers.dependencies import Dependencies
 from handlers.generate import respond
 from infra.local.aws import CREDENTIALS, REGION
@@ -210,6 +211,7 @@ class GenerateFunction:
     def ask(self, *, asynchronous: bool, key: int = 0) -> dict[str, Any]:
         """The response to one event, with one of the keys."""
         event = {
+            "routeKey": GENERATE_ROUTE,
             "headers": {
                 "authorization": f"Bearer {self._api_keys[key]}",
                 "prefer": "respond-async" if asynchronous else "",
