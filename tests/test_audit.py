@@ -157,7 +157,8 @@ def test_an_item_of_a_transaction_that_is_seen_late_is_no_finding(world: World) 
 
 def test_a_key_that_is_used_during_the_audit_is_no_finding(world: World) -> None:
     def use_a_key(_call: Call) -> None:
-        if len(network.calls) == 5:
+        # After the generations and the counters have been read, before the keys are.
+        if len(network.calls) == 7:
             reserve(world, key="just now")
 
     network = Network(before_each=use_a_key)
