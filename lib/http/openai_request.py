@@ -13,13 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lib.errors import InvalidRequest
 from lib.http.models import MAX_PROMPT_CHARACTERS
 from lib.http.openai import MAX_INLINE_PNG_BYTES
-from lib.http.request import (
-    VISIBLE_PATTERN,
-    checked_prompt,
-    json_object,
-    not_unicode,
-    refuse_unknown_fields,
-)
+from lib.http.request import VISIBLE_PATTERN, given_fields, not_unicode
 from lib.picture.aspect_ratio import AspectRatio
 
 __all__ = ["ImagesOrder", "ImagesRequest", "parse_images_request"]
@@ -103,12 +97,8 @@ def parse_images_request(body: bytes) -> ImagesOrder:
     Raises:
         InvalidRequest: with one sentence that tells the customer what to change.
     """
-    fields = json_object(body)
-    checked_prompt(fields)
-    refuse_unknown_fields(fields, list(ImagesRequest.model_fields), _SYNONYMS)
-    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        request = ImagesRequest.model_validate(given)
+        request = ImagesRequest.model_validate(given_fields(body, ImagesRequest, _SYNONYMS))
     except ValidationError as fault:
         field = str(fault.errors()[0]["loc"][0])
         if field == "prompt":

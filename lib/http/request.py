@@ -20,11 +20,9 @@ __all__ = [
     "VISIBLE",
     "VISIBLE_PATTERN",
     "GenerateRequest",
-    "checked_prompt",
-    "json_object",
+    "given_fields",
     "not_unicode",
     "parse_generate_request",
-    "refuse_unknown_fields",
 ]
 
 # What other image APIs call the ratio, where the spelling gives no hint.
@@ -75,13 +73,8 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
     Raises:
         InvalidRequest: with one sentence that tells the customer what to change.
     """
-    fields = json_object(body)
-    checked_prompt(fields)
-    refuse_unknown_fields(fields, list(GenerateRequest.model_fields), _SYNONYMS)
-    # A null field counts as missing.
-    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return GenerateRequest.model_validate(given)
+        return GenerateRequest.model_validate(given_fields(body, GenerateRequest, _SYNONYMS))
     except ValidationError as fault:
         if any(error["loc"] == ("aspectRatio",) for error in fault.errors()):
             choices = ", ".join(AspectRatio)
@@ -90,17 +83,28 @@ def parse_generate_request(body: bytes) -> GenerateRequest:
         raise not_unicode() from fault
 
 
+def given_fields(
+    body: bytes, form: type[BaseModel], synonyms: Mapping[str, str]
+) -> dict[str, object]:
+    """The fields of the request in ``body``, all of which ``form`` has. A null field is missing.
+
+    Raises:
+        InvalidRequest: it is not a JSON object in UTF-8, its prompt is missing, has no visible
+            character or is too long, or it has an unknown field.
+    """
+    fields = _json_object(body)
+    _check_prompt(fields)
+    _refuse_unknown_fields(fields, list(form.model_fields), synonyms)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def not_unicode() -> InvalidRequest:
     """The refusal of a prompt that JSON can hold and UTF-8 can't: half of a surrogate pair."""
     return InvalidRequest("invalid_prompt", "The prompt must be valid Unicode text", "prompt")
 
 
-def json_object(body: bytes) -> dict[str, object]:
-    """The JSON object in ``body``.
-
-    Raises:
-        InvalidRequest: it is not UTF-8, not JSON, or not an object.
-    """
+def _json_object(body: bytes) -> dict[str, object]:
+    """The JSON object in ``body``, which must be UTF-8."""
     if b"\x00" in body[:2] or body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         sentence = "The request body must be UTF-8 text, not UTF-16 or UTF-32"
         raise InvalidRequest("invalid_encoding", sentence)
@@ -118,12 +122,7 @@ def json_object(body: bytes) -> dict[str, object]:
     return fields
 
 
-def checked_prompt(fields: Mapping[str, object]) -> str:
-    """The prompt in the JSON object ``fields``.
-
-    Raises:
-        InvalidRequest: it is missing, has no visible character, or is too long.
-    """
+def _check_prompt(fields: Mapping[str, object]) -> None:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str) or VISIBLE.search(prompt) is None:
         raise InvalidRequest("missing_prompt", "Missing required field: prompt (string)", "prompt")
@@ -133,17 +132,12 @@ def checked_prompt(fields: Mapping[str, object]) -> str:
             f"The prompt is {len(prompt)} characters long; the limit is {MAX_PROMPT_CHARACTERS}",
             "prompt",
         )
-    return prompt
 
 
-def refuse_unknown_fields(
+def _refuse_unknown_fields(
     fields: Mapping[str, object], known: list[str], synonyms: Mapping[str, str]
 ) -> None:
-    """Names the first field that isn't ``known``, with the known one that it resembles.
-
-    Raises:
-        InvalidRequest
-    """
+    """Names the first field that isn't ``known``, with the known one that it resembles."""
     for name in fields:
         if name not in known:
             raise InvalidRequest("unknown_field", *_unknown_field(name, known, synonyms))

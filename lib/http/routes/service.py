@@ -7,10 +7,28 @@ from lib.http.spec import Operation, ResponseSpec, error_response
 
 __all__ = ["JWKS", "OPEN"]
 
-_VERSION = ("ETag",)
-_NOT_MODIFIED = ResponseSpec(
-    304, "`If-None-Match` has the current version", None, {}, _VERSION, media_type=None
-)
+
+def _document(
+    path: str, name: str, summary: str, description: str, content: tuple[str, str]
+) -> Operation:
+    """The route of a document with a version; ``content`` is what it is, and its media type."""
+    version = ("ETag",)
+    found, media_type = content
+    current = "`If-None-Match` has the current version"
+    return Operation(
+        tag="Service",
+        method="GET",
+        path=path,
+        name=name,
+        summary=summary,
+        description=description,
+        responses=(
+            ResponseSpec(200, found, None, {}, version, media_type=media_type),
+            ResponseSpec(304, current, None, {}, version, media_type=None),
+        ),
+        needs_key=False,
+    )
+
 
 JWKS = Operation(
     tag="Receipts",
@@ -58,43 +76,25 @@ OPEN: tuple[Operation, ...] = (
         responses=(ResponseSpec(200, "Healthy", HealthResponse, {"ok": {"status": "ok"}}),),
         needs_key=False,
     ),
-    Operation(
-        tag="Service",
-        method="GET",
-        path="/openapi.json",
-        name="getOpenApi",
-        summary="Get this OpenAPI document",
-        description="Made from the same data as the documentation page. `HEAD` works too.",
-        responses=(
-            ResponseSpec(200, "The OpenAPI 3.1 document", None, {}, _VERSION),
-            _NOT_MODIFIED,
-        ),
-        needs_key=False,
+    _document(
+        "/openapi.json",
+        "getOpenApi",
+        "Get this OpenAPI document",
+        "Made from the same data as the documentation page. `HEAD` works too.",
+        ("The OpenAPI 3.1 document", "application/json"),
     ),
-    Operation(
-        tag="Service",
-        method="GET",
-        path="/llms.txt",
-        name="getReference",
-        summary="Get the reference as Markdown",
-        description="The whole reference as one text, for language models and for people.",
-        responses=(
-            ResponseSpec(200, "The reference", None, {}, _VERSION, media_type="text/markdown"),
-            _NOT_MODIFIED,
-        ),
-        needs_key=False,
+    _document(
+        "/llms.txt",
+        "getReference",
+        "Get the reference as Markdown",
+        "The whole reference as one text, for language models and for people.",
+        ("The reference", "text/markdown"),
     ),
-    Operation(
-        tag="Service",
-        method="GET",
-        path="/",
-        name="getDocs",
-        summary="Get the documentation page, with a playground",
-        description="A single page that loads nothing from other hosts. `HEAD` works too.",
-        responses=(
-            ResponseSpec(200, "The documentation page", None, {}, _VERSION, media_type="text/html"),
-            _NOT_MODIFIED,
-        ),
-        needs_key=False,
+    _document(
+        "/",
+        "getDocs",
+        "Get the documentation page, with a playground",
+        "A single page that loads nothing from other hosts. `HEAD` works too.",
+        ("The documentation page", "text/html"),
     ),
 )
