@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from lib.ledger.table import Table
 from lib.picture.aspect_ratio import AspectRatio
 from lib.picture.storage import REREAD_AFTER_S, Images, ObjectStore, StorageUnreachable
 from lib.settings import Settings
+from tests.servers import QuietHandler, Serving
 
 BUCKET = "pictures"
 SECRET = "r2-credentials"
@@ -151,7 +151,7 @@ def use(aws: EmbeddedAws, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-class StrictStore:
+class StrictStore(Serving):
     """A store that refuses every access key but ``valid``, as R2 does; it holds no objects."""
 
     def __init__(self, valid: str, status: int, code: str) -> None:
@@ -160,9 +160,7 @@ class StrictStore:
         self.used: list[str] = []
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(QuietHandler):
             def respond(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 found = re.search(r"Credential=([^/]+)/", self.headers["Authorization"])
@@ -183,22 +181,7 @@ class StrictStore:
 
             do_PUT = do_GET = do_HEAD = do_DELETE = respond  # noqa: N815 - http.server's names
 
-            def log_message(self, *_: object) -> None:
-                """Says nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 class Rotating:

@@ -13,13 +13,11 @@ import os
 import re
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,6 +29,7 @@ from infra.template import PROJECT_ROOT
 from infra.verify import tools
 from lib.http.openai_contract import OPENAI_EXAMPLE
 from tests.customer import Customer, picture_at, plain_picture, prompts_sent, until
+from tests.servers import QuietHandler, Serving
 
 pytestmark = pytest.mark.real
 
@@ -126,17 +125,15 @@ CLIENTS = [
 ]
 
 
-class Lossy:
+class Lossy(Serving):
     """A proxy to the service that counts requests for images, and loses answers when told."""
 
     def __init__(self, upstream_url: str) -> None:
         self.to_lose = self.requests = 0
         outer, address = self, urlsplit(upstream_url).netloc
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
+        class Handler(QuietHandler):
+            def forward(self) -> None:
                 outer.requests += 1
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 lost, outer.to_lose = outer.to_lose > 0, max(0, outer.to_lose - 1)
@@ -156,22 +153,9 @@ class Lossy:
                     self.end_headers()
                     self.wfile.write(content)
 
-            def log_message(self, *_: object) -> None:
-                """Says nothing."""
+            do_POST = forward  # noqa: N815 - http.server's name
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 class Session:
