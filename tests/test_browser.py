@@ -334,6 +334,25 @@ def test_a_response_without_a_stated_cost_is_not_called_free_and_repeated_with_i
     assert quick.driver.execute_script("return window.sent") == [sent[0]] * 2
 
 
+@pytest.mark.parametrize("code", ["unauthorized", "rate_limited"])
+def test_a_refusal_after_a_lost_response_does_not_call_the_lost_request_free(
+    code: str, quick: Visitor
+) -> None:
+    status = {"unauthorized": 401, "rate_limited": 429}[code]
+    refused = (status, {"X-Error-Code": code, "X-Credits-Charged": "0"}, {"error": "Refused"})
+    lost: Reply = (503, {}, {"message": "Service Unavailable"})
+    answers(quick, {GENERATE: [lost, refused], CREDITS: [(200, {}, _BALANCE)]})
+    quick.ask("A hut")
+    quick.wait(lambda: "Refused" in quick.status("bad"))
+    line = quick.status("bad")
+    assert "It is not known whether this request was charged" in line
+    assert "costs nothing" not in line
+    answers(quick, {GENERATE: [refused], CREDITS: [(200, {}, _BALANCE)]})
+    quick.find("#status button").click()
+    quick.wait(lambda: quick.driver.execute_script("return window.sent.length") == 1)
+    assert "costs nothing" not in quick.status("bad")
+
+
 def test_a_gateway_that_throttles_costs_nothing(quick: Visitor) -> None:
     throttled: Reply = (429, {}, {"message": "Too Many Requests"})
     answers(quick, {GENERATE: [throttled], CREDITS: [(200, {}, _BALANCE)]})

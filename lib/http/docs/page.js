@@ -270,7 +270,10 @@ const located = (run, response) => {
 const submit = async (run) => {
   const beganAt = Date.now();
   let pauseForMs = FIRST_PAUSE_MS;
-  let isUnknown = false;
+  // After a reload or a pause, nothing is known of the tries before.
+  let isUnknown = run.isSent === true;
+  run.isSent = true;
+  keep(run);
   for (let tries = 1; ; tries += 1) {
     const response = await post(run);
     if (response?.status === 202) return located(run, response);
@@ -284,6 +287,10 @@ const submit = async (run) => {
         showProgress(run);
         return located(run, response);
       }
+      // After a try without an answer, a refusal tells of itself alone: it may come before the service
+      // looks for the Idempotency-Key. A failed generation tells of every try: it had the key.
+      const isOfTheKey = response.status >= 500 && code !== "service_unavailable";
+      if (isUnknown && !isOfTheKey) return pause(`${body.error} (${response.status}).`);
       end();
       showFailure(response, body);
       loadAccount();
