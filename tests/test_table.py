@@ -1,4 +1,4 @@
-"""The pauses between retries of a DynamoDB call."""
+"""The pauses between retries of a DynamoDB call, and the pages of a query."""
 
 from typing import Any, cast
 
@@ -57,3 +57,27 @@ def test_a_retry_that_does_not_fit_into_the_deadline_is_not_made() -> None:
     with pytest.raises(LedgerUnreachable) as unreachable:
         pauses_of(6, CONFLICT, seconds=3.0)
     assert not unreachable.value.maybe_done
+
+
+class Rows:
+    """A DynamoDB client with ``count`` rows, which a query without a limit returns at once."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.pages: list[int] = []
+
+    def query(self, **arguments: Any) -> dict[str, Any]:
+        first = int(arguments.get("ExclusiveStartKey", {"sk": {"N": "0"}})["sk"]["N"])
+        last = min(self._count, first + arguments.get("Limit", self._count))
+        self.pages.append(last - first)
+        more = {"LastEvaluatedKey": {"sk": {"N": str(last)}}} if last < self._count else {}
+        return {"Items": [{"sk": {"N": str(each)}} for each in range(first, last)], **more}
+
+
+def test_a_query_reads_all_rows_in_pages_that_fit_into_one_call() -> None:
+    client = Rows(1_200)
+
+    found = Table(cast("Any", client), "credits").query({}, Deadline(10))
+
+    assert [int(row["sk"]["N"]) for row in found] == list(range(1_200))
+    assert max(client.pages) <= 500

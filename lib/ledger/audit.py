@@ -79,8 +79,6 @@ __all__ = ["AuditReport", "Auditor", "audit_of"]
 
 # Twice the time that a reservation may take, for the calls that are under way at its end.
 CAN_CHANGE_S = MAX_CLOCK_SKEW_S + 2 * RESERVE_WITHIN_S
-# A page then takes a fraction of the time that a call may take, whatever reads it.
-PAGE_ROWS = 500
 MAX_WINDOWS = 8
 MAX_SERIES = 3
 MAX_FINDINGS = 1000
@@ -372,7 +370,6 @@ class Auditor:
             "ExpressionAttributeNames": {"#status": "status"},
             "ConsistentRead": True,
             "ScanIndexForward": not newest_first,
-            "Limit": PAGE_ROWS,
         }
         return self._table.query(query, deadline)
 

@@ -48,6 +48,8 @@ SHORTEST_PAUSE_AFTER_CONFLICT_S = 0.01
 CONFLICTS_TO_THE_PEAK = 5
 # The deadline ends a call sooner; this is for one that fails at once, each time.
 MAX_TRIES = 500
+# A page then takes a fraction of the time that a call may take, however many rows there are.
+PAGE_ROWS = 500
 
 _CONFLICT = frozenset({"TransactionConflict", "TransactionConflictException"})
 _THROTTLED = frozenset(
@@ -172,7 +174,7 @@ class Table:
 
     def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
         """A query's items, page by page."""
-        request = {"TableName": self.name} | query
+        request = {"TableName": self.name, "Limit": PAGE_ROWS} | query
         while True:
             if deadline.passed():
                 raise LedgerUnreachable(maybe_done=False)
