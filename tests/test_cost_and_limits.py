@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from infra.docs import capacity
 from infra.docs.markdown import Markdown
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
 from lib import errors
@@ -349,6 +350,39 @@ def figures(cells: Sequence[str] | Iterator[str]) -> list[float]:
 
 def tenths(value: float) -> float:
     return math.floor(value * 10) / 10
+
+
+def test_googles_spend_limits_allow_what_the_guide_says() -> None:
+    usd = [short for short, _month in capacity.TIERS.values()]
+    rates = [f"{each / capacity.IMAGE_USD / capacity.TEN_MINUTES_S:.2f}" for each in usd]
+    assert f"{usd[0]}, {usd[1]} or {usd[2]} USD in rolling 10 minutes by tier" in GUIDE.words
+    assert f"{rates[0]}, {rates[1]} or {rates[2]} images a second" in GUIDE.words
+
+
+def test_the_guide_has_what_is_computed() -> None:
+    guide = (PROJECT_ROOT / "infra" / "docs" / "COST-AND-LIMITS.md").read_text(encoding="utf-8")
+
+    assert "\n".join(capacity.report()) in guide
+
+
+def test_the_first_limit_to_bite_is_the_one_with_the_lowest_rate() -> None:
+    assert capacity.exceeded(1) == []
+    assert [limit.name for limit in capacity.exceeded(10)] == ["Gemini's quota", "Google's spend"]
+    rates = [limit.images_per_s for limit in capacity.exceeded(1_000)]
+    assert rates == sorted(rates)
+    assert max(rates) < 1_000
+
+
+def test_raised_as_the_table_says_no_limit_bites() -> None:
+    for rate in capacity.RATES:
+        for limit in capacity.exceeded(rate):
+            amount = float(limit.enough_for(rate).partition(" ")[0].replace(",", ""))
+            assert replace(limit, amount=amount).images_per_s >= rate
+
+
+def test_the_throttle_is_that_of_the_template() -> None:
+    (limit,) = (each for each in capacity.LIMITS if each.name == "`ThrottleRate`")
+    assert TEMPLATE["Parameters"]["ThrottleRate"]["Default"] == limit.amount
 
 
 def test_its_times_are_those_of_the_code() -> None:
