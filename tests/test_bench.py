@@ -1,13 +1,11 @@
-"""The benchmark: conflicts, arithmetic, prices, and a small run from start to end."""
+"""The benchmark: conflicts, the measured bill, and a small run from start to end."""
 
-import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from werkzeug.serving import make_server
 
-from infra.bench import capacity, cost
-from infra.bench.conflicts import conflict_proxy, conflicts_at
+from infra.bench import cost
 from infra.local.aws import CREDENTIALS, REGION
-from infra.template import PROJECT_ROOT, TEMPLATE_PATH
+from infra.template import PROJECT_ROOT
+from infra.verify.conflicts import conflict_proxy, conflicts_at
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -120,49 +118,9 @@ def test_a_finished_transaction_locks_nothing() -> None:
         assert conflicts_at(url) == 0
 
 
-def test_googles_spend_limits_allow_what_the_guide_says() -> None:
-    usd = [short for short, _month in capacity.TIERS.values()]
-    rates = [f"{each / capacity.IMAGE_USD / capacity.TEN_MINUTES_S:.2f}" for each in usd]
-    words = " ".join(cost.GUIDE.read_text(encoding="utf-8").split())
-    assert f"{usd[0]}, {usd[1]} or {usd[2]} USD in rolling 10 minutes by tier" in words
-    assert f"{rates[0]}, {rates[1]} or {rates[2]} images a second" in words
-
-
-def test_the_first_limit_to_bite_is_the_one_with_the_lowest_rate() -> None:
-    assert capacity.exceeded(1) == []
-    assert [limit.name for limit in capacity.exceeded(10)] == ["Gemini's quota", "Google's spend"]
-    rates = [limit.images_per_s for limit in capacity.exceeded(1_000)]
-    assert rates == sorted(rates)
-    assert max(rates) < 1_000
-
-
-def test_raised_as_the_table_says_no_limit_bites() -> None:
-    for rate in capacity.RATES:
-        for limit in capacity.exceeded(rate):
-            amount = float(limit.enough_for(rate).partition(" ")[0].replace(",", ""))
-            assert replace(limit, amount=amount).images_per_s >= rate
-
-
-def test_the_throttle_is_that_of_the_template() -> None:
-    (limit,) = (each for each in capacity.LIMITS if each.name == "`ThrottleRate`")
-    _, _, parameter = TEMPLATE_PATH.read_text(encoding="utf-8").partition("\n  ThrottleRate:\n")
-    found = re.search(r"Default: (\d+)", parameter)
-    assert found is not None
-    assert int(found[1]) == limit.amount
-
-
-def test_without_measurements_the_bill_is_the_guides() -> None:
-    guide = cost.GUIDE.read_text(encoding="utf-8")
-    assert "| AWS without the store | 0.0993 |" in guide
-    assert "| store | 0.4262 |" in guide
-    # The guide rounds each line.
-    assert sum(line.cost for line in cost.bill({})) == pytest.approx(0.0993 + 0.4262, abs=0.0003)
-
-
-def test_a_measured_quantity_replaces_the_guides() -> None:
-    lines = {line.name: line for line in cost.bill({"Lambda, GB-seconds": 3_000})}
-    assert lines["Lambda, GB-seconds"].cost == pytest.approx(0.04, abs=0.0001)
-    assert lines["S3, PUT requests"].cost == pytest.approx(0.005)
+def test_the_bill_replaces_the_guides_gb_seconds_by_the_measured_ones() -> None:
+    assert cost.lambda_line() == (6_000, 0.0000133334)
+    assert "3,000 GB-seconds, 0.0400 USD" in " ".join(cost.report(3_000))
 
 
 @pytest.mark.real
@@ -183,13 +141,14 @@ def test_the_benchmark_runs_to_its_end(tmp_path: Path) -> None:
     assert sections == [
         "## At a glance",
         "## A warm paid request, beside the bare script",
-        "## Round trips",
+        "## Each kind of request",
         "## Cold start: INIT",
         "## Size of the artifact",
         "## Memory",
         "## Contention",
         "## LiteLLM's proxy",
         "## Growth",
+        "## First start of a fresh clone",
         "## Cost of 1,000 images",
         "## Capacity",
     ]

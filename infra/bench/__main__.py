@@ -1,13 +1,14 @@
 """``make bench``: the service beside the alternatives, measured in one run.
 
-Writes ``infra/bench/RESULTS.md``. It needs no network but for the first installation of LiteLLM,
-which is skipped if it fails. Compare figures of one run with each other, and runs only by their
-ratios; leave the machine idle meanwhile.
+Writes ``infra/bench/RESULTS.md``. It needs the network for what it installs, LiteLLM once and the
+packages of a fresh clone each time; if that fails, these figures are left out. Compare figures of
+one run with each other, and runs only by their ratios; leave the machine idle meanwhile.
 """
 
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from infra.bench import (
-    capacity,
     cold,
     contention,
     cost,
     growth,
     litellm,
     memory,
+    start,
     summary,
     trips,
     warm,
@@ -38,6 +39,7 @@ PACKAGES = ("google-genai", "boto3", "pillow", "deflate", "pydantic", "aws-lambd
 HISTORIES = (10, 10_000, 200_000)
 DUE = 10_000
 REQUESTS, STARTS, PAIRS = 200, 9, 1280
+NO_START = ("## First start of a fresh clone", "", "Not measured: it did not start.")
 NO_LITELLM = ("## LiteLLM's proxy", "", "Not measured: it can't be installed, or did not answer.")
 
 
@@ -101,10 +103,21 @@ def _measure(
     add(contention.report(crowds))
     proxy = _litellm(servers, prompts["1K"][0], requests, install=not quick)
     add(NO_LITELLM if proxy is None else proxy.lines)
-    add(growth.report(servers, sizes, requests, due))
-    add(cost.report(cost.quantities(warmth, counted, peaks)))
-    add(capacity.report())
-    return [*summary.report(warmth, counted, starting, builds, peaks, crowds, proxy)]
+    grown = growth.measure(servers, sizes, requests, due)
+    add(grown.lines)
+    started = _start()
+    add(NO_START if started is None else start.report(started))
+    add(cost.report(cost.gb_seconds(warmth, peaks)))
+    run = summary.Measured(warmth, counted, starting, builds, peaks, crowds, grown, proxy, started)
+    return [*summary.report(run)]
+
+
+def _start() -> start.Stages | None:
+    try:
+        return start.measure()
+    except (NotReadyError, OSError, subprocess.SubprocessError) as fault:
+        print(fault, file=sys.stderr)
+        return None
 
 
 def _litellm(

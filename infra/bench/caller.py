@@ -1,4 +1,4 @@
-"""The generate function in this process, called as Lambda calls it."""
+"""The HTTP functions in this process, called as Lambda calls them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
-from handlers import generate
+from handlers import account, generate
 from handlers.dependencies import dependencies
 from infra.local.functions import LambdaContext
 from lib.deadline import FUNCTION_TIMEOUT_S
@@ -38,26 +38,38 @@ def _devnull() -> TextIO:
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def expect(status: int, event: Mapping[str, Any]) -> None:
-    """Sends one request to the generate function; UnexpectedAnswerError for another status."""
+def expect(status: int, event: Mapping[str, Any]) -> str:
+    """Sends one request to its function; returns the body.
+
+    Raises:
+        UnexpectedAnswerError: the status is another one.
+    """
     context: Any = LambdaContext("bench", "1024", FUNCTION_TIMEOUT_S)
-    answer = generate.handler(dict(event), context)
+    function = generate if event["routeKey"].startswith("POST") else account
+    answer = function.handler(dict(event), context)
     if answer["statusCode"] != status:
         raise UnexpectedAnswerError(f"the service answered {answer['statusCode']}, not {status}")
+    return str(answer["body"])
 
 
 def paid_event(
     api_key: str, prompt: str, ratio: str, idempotency_key: str | None = None
 ) -> dict[str, Any]:
     """API Gateway's event of a request for an image."""
-    headers = {"authorization": f"Bearer {api_key}"}
+    event = event_of(api_key, ROUTE, {"prompt": prompt, "aspectRatio": ratio})
     if idempotency_key is not None:
-        headers["idempotency-key"] = idempotency_key
+        event["headers"]["idempotency-key"] = idempotency_key
+    return event
+
+
+def event_of(api_key: str, route: str, body: object = None, generation: str = "") -> dict[str, Any]:
+    """API Gateway's event of a request; ``generation`` is the ``{id}`` of the route."""
     return {
         "version": "2.0",
-        "routeKey": ROUTE,
-        "headers": headers,
+        "routeKey": route,
+        "headers": {"authorization": f"Bearer {api_key}"},
+        "pathParameters": {"id": generation},
         "requestContext": {"requestId": "bench"},
-        "body": json.dumps({"prompt": prompt, "aspectRatio": ratio}),
+        "body": json.dumps(body),
         "isBase64Encoded": False,
     }

@@ -3,7 +3,7 @@
 Each client reserves and settles without calling the model: its seconds would spread the writes, so
 this is the worst case. On Lambda each request has its own processor; here all clients and DynamoDB
 Local share this machine's. DynamoDB Local serialises conflicting transactions; here
-``infra.bench.conflicts`` refuses them, as AWS does.
+``infra.verify.conflicts`` refuses them, as AWS does.
 """
 
 import ctypes
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
-from infra.bench.conflicts import conflicts_at
 from infra.bench.meters import percentile
 from infra.bench.servers import CREDITS, PROMPT, Servers, credits_table, open_account
 from infra.bench.tables import section, table, verdict
+from infra.verify.conflicts import conflicts_at
 from lib.deadline import FUNCTION_TIMEOUT_S, Deadline
 from lib.errors import ServiceError
 from lib.ledger.accounts import Accounts
@@ -39,6 +39,7 @@ AUDIT_TAKES_S = 120.0
 PROCESSES = 8
 START_TAKES_S = 0.5
 BURSTS = 20
+SPENDER = Spender("k", "k")
 CLIENTS_AND_ORGANISATIONS = ((1, 1), (8, 1), (64, 1), (64, 64))
 
 
@@ -165,10 +166,12 @@ def _run_clients(
     return took_ms, time.time()
 
 
-def reserve_and_settle(ledger: Ledger, organisation: str, within_s: float) -> None:
+def reserve_and_settle(
+    ledger: Ledger, organisation: str, within_s: float, spender: Spender | None = SPENDER
+) -> None:
     """The ledger's part of a paid request; raises what ``reserve`` and ``settle`` raise."""
     deadline = Deadline(within_s)
-    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9, spender=Spender("k", "k"))
+    order = Order(organisation, PROMPT, AspectRatio.LANDSCAPE_16_9, spender=spender)
     ledger.settle(ledger.reserve(order, str, deadline), 4200, deadline)
 
 

@@ -1,4 +1,4 @@
-"""Percentiles, and the memory and CPU of another process."""
+"""Percentiles, and the memory and CPU of a process."""
 
 import math
 import os
@@ -19,6 +19,11 @@ def peak_mib(pid: int) -> float:
     """
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Lets this process's peak begin again at what it uses now (proc(5), ``clear_refs``)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def cpu_s(pid: int) -> float:

@@ -20,11 +20,11 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from infra.bench.conflicts import conflict_proxy
 from infra.bench.png_encoders import pictures
 from infra.local.aws import EmbeddedAws
 from infra.local.gemini_stand_in import GeminiStandIn, ModelRequest, ModelResponse
 from infra.template import PROJECT_ROOT
+from infra.verify.conflicts import conflict_proxy
 from infra.verify.dynamodb_local import DynamoDbLocal
 from lib.clients import dynamodb
 from lib.deadline import Deadline
@@ -115,6 +115,7 @@ def _prepared(aws: EmbeddedAws, gemini_url: str, table_url: str, conflicting_url
         "IMAGE_BASE_URL": "https://images.example",
         "ORG_SECRET_PREFIX": "bench/orgs/",
         "GEMINI_API_KEY_SECRET": "bench/gemini",
+        "RECEIPT_KEY": aws.create_signing_key(),
         "GOOGLE_GEMINI_BASE_URL": gemini_url,
     }
     aws.create_table(TABLE)

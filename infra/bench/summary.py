@@ -1,12 +1,15 @@
 """The figures that have a target; the README quotes this table."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from infra.bench.cold import ACCOUNT_TARGET, INIT_TARGET, SIZE_TARGET, Builds, Cold, init_ratio
 from infra.bench.contention import BURST_TARGET_MS, STEADY_PER_S, STEADY_TARGET_MS, Contention
+from infra.bench.growth import AUDIT_TARGET, Growth
 from infra.bench.litellm import LiteLlm
 from infra.bench.memory import TARGET_MIB, Memory
 from infra.bench.png_encoders import BYTES_TARGET
+from infra.bench.start import START_TARGET_S, Stages
 from infra.bench.tables import section, table, verdict
 from infra.bench.trips import SUCCESS, SUCCESS_TARGET, Trips
 from infra.bench.warm import CPU_TARGET, ILLUSTRATION_CPU_TARGET, OWN_CPU_TARGET_MS, Warm
@@ -15,31 +18,50 @@ from infra.build.sizes import unzipped_bytes
 Row = tuple[str, str, str]
 
 
-def report(
-    warm: Warm,
-    trips: Trips,
-    cold: Cold,
-    builds: Builds,
-    memory: Sequence[Memory],
-    contention: Contention,
-    proxy: LiteLlm | None,
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class Measured:
+    """All of a run. Without ``proxy`` or ``start``, it could not be measured."""
+
+    warm: Warm
+    trips: Trips
+    cold: Cold
+    builds: Builds
+    memory: Sequence[Memory]
+    contention: Contention
+    growth: Growth
+    proxy: LiteLlm | None
+    start: Stages | None
+
+
+def report(run: Measured) -> Iterator[str]:
     """The section of the results."""
-    rows = [*_warm_rows(warm)]
-    calls = trips[SUCCESS].total()
+    rows = [*_warm_rows(run.warm)]
+    calls = run.trips[SUCCESS][0].total()
     rows.append(("round trips of a success", str(calls), verdict(calls, SUCCESS_TARGET, "d")))
-    init, account = (init_ratio(cold, each, "generate") for each in ("generate", "account"))
+    init, account = (init_ratio(run.cold, each, "generate") for each in ("generate", "account"))
     rows.append(_ratio("INIT of generate / plain build", init, INIT_TARGET))
     rows.append(_ratio("INIT of account / plain build of generate", account, ACCOUNT_TARGET))
-    size = unzipped_bytes(builds.built) / unzipped_bytes(builds.plain)
+    size = unzipped_bytes(run.builds.built) / unzipped_bytes(run.builds.plain)
     rows.append(_ratio("artifact, unzipped / plain build", size, SIZE_TARGET))
-    peak, grown = (max(getattr(each, name) for each in memory) for name in ("peak", "growth_mib"))
+    peak, grown = (
+        max(getattr(each, name) for each in run.memory) for name in ("peak", "growth_mib")
+    )
     rows.append(("peak memory", f"{peak:.0f} MiB", verdict(peak, TARGET_MIB, ".0f")))
     rows.append(("memory added by the second half of the requests", f"{grown:.1f} MiB", ""))
-    rows += _contention_rows(contention)
-    if proxy is not None:
+    rows += _contention_rows(run.contention)
+    rows.append(_ratio("audit beside 5 images a second / alone", run.growth.audit, AUDIT_TARGET))
+    for name, added_mib in (
+        ("statement of the largest history", run.growth.statement_mib),
+        ("1,000 receipts", run.growth.receipts_mib),
+    ):
+        rows.append((f"{name}: peak memory added", f"{added_mib:.1f} MiB", ""))
+    if run.start is not None:
+        seconds = run.start.first_s
+        target = verdict(seconds, START_TARGET_S, ".0f")
+        rows.append(("first start of a fresh clone, no caches", f"{seconds:.0f} s", target))
+    if run.proxy is not None:
         name = "LiteLLM's proxy, which stores and charges nothing: CPU a request, HTTP included"
-        rows.append((name, f"{proxy.cpu_ms:.0f} ms", ""))
+        rows.append((name, f"{run.proxy.cpu_ms:.0f} ms", ""))
     yield from section("At a glance")
     yield from table(("figure", "measured", "target"), rows)
 

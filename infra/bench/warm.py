@@ -36,7 +36,8 @@ from lib.picture.png import encode_png
 from lib.picture.storage import Images
 
 CPU_TARGET = 0.25
-# What the bare script spends on an illustration is little to begin with: see ``_misses``.
+# What the bare script spends on an illustration is little to begin with; our decoding, exact
+# filters and calls cost nearly the same for every picture.
 ILLUSTRATION_CPU_TARGET = 0.44
 OWN_CPU_TARGET_MS = 16.0
 WARM_UP = 3
@@ -184,7 +185,6 @@ def report(warm: Warm) -> Iterator[str]:
         size = (f"{each.size:.2f}", verdict(each.size, BYTES_TARGET))
         rows.append((each.picture, *cpu, *size, spread(each.ours.cpu_ms), spread(each.bare.cpu_ms)))
     yield from table((*head, "ours, CPU ms: median (min to max)", "bare, CPU ms"), rows)
-    yield from _misses(warm)
     head = ("all requests", "of each", "ours, wall ms: p50 / p95 / p99", "bare, wall ms")
     yield from ("", *table(head, (_walls(warm, large=large) for large in (False, True))))
     yield from ("", f"Our CPU by step ({warm.pictures[0].picture}):", "")
@@ -198,18 +198,6 @@ def report(warm: Warm) -> Iterator[str]:
 def cpu_target(picture: str) -> float:
     """The target for the ratio of our CPU to the bare script's."""
     return ILLUSTRATION_CPU_TARGET if "illustration" in picture else CPU_TARGET
-
-
-def _misses(warm: Warm) -> Iterator[str]:
-    missed = [each.picture for each in warm.pictures if each.cpu > cpu_target(each.picture)]
-    if missed:
-        bare = [statistics.median(each.bare.cpu_ms) for each in warm.pictures if not each.is_large]
-        yield ""
-        yield f"Missed by {'; '.join(missed)}. At 1K the bare script spends"
-        yield f"{min(bare) / max(bare):.0%} as much CPU on the easiest picture as on the hardest;"
-        yield "our decoding, exact filters and calls cost nearly the same for all. Faster filters"
-        yield "need one compiled pass instead of several over each band: a compiler, or a wheel for"
-        yield "each platform. More bytes can't buy the time: they are near their own limit."
 
 
 def _walls(warm: Warm, *, large: bool) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ class Table:
 
     def query(self, query: dict[str, Any], deadline: Deadline) -> Iterator[Item]:
         """A query's items, page by page."""
-        request = {"TableName": self.name, "Limit": PAGE_ROWS} | query
+        request: dict[str, Any] = {"TableName": self.name, "Limit": PAGE_ROWS, **query}
         while True:
             if deadline.passed():
                 raise LedgerUnreachable(maybe_done=False)
