@@ -31,7 +31,7 @@ from lib.errors import (
     GenerationReserved,
     MethodNotAllowed,
     NotFound,
-    ServiceUnavailable,
+    UnpaidRequestFailed,
     public_message,
 )
 from lib.http.models import (
@@ -139,7 +139,7 @@ def _jwks(_event: Event, request: str) -> Response:
         with service.telemetry.observe(request) as observation:
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", fault)
-        return failure(ServiceUnavailable(), request, {})
+        return failure(UnpaidRequestFailed(), request, {})
     return success(200, keys, request, CACHED)
 
 

@@ -158,9 +158,16 @@ MUTANTS = (
     in_ledger(
         "assume a debit whose response was lost: a 202 without a reservation",
         CRASHES + "[accept]",
-        "if fault.maybe_done or fault.hopeless:\n",
-        "if fault.maybe_done:\n                return attempt.generation\n"
-        "            if fault.hopeless:\n",
+        "            raise ServiceUnavailable from fault\n",
+        "            if fault.maybe_done:\n                return attempt.generation\n"
+        "            raise ServiceUnavailable from fault\n",
+    ),
+    in_ledger(
+        "tell the customer of a throttled table to send less",
+        LEDGER
+        + "test_a_table_that_throttles_until_the_deadline_is_our_fault_and_not_the_customers[moto]",
+        "if fault.contended and not (",
+        "if not (",
     ),
     in_reservation(
         "reserve again for a key whose generation is reserved",

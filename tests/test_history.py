@@ -605,6 +605,10 @@ def test_without_a_ledger_every_read_is_a_500_without_internal_details(customer:
     for answer in answers:
         assert answer.status == 500
         assert answer.headers["x-error-code"] == "service_unavailable"
+        assert answer.json() == {
+            "error": "Failed to answer the request",
+            "message": "The service is unavailable",
+        }
         assert "x-credits-charged" not in answer.headers
         text = answer.body.decode() + repr(answer.headers)
         assert customer.key not in text

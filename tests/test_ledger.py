@@ -223,16 +223,31 @@ def test_a_debit_whose_response_was_lost_is_not_repeated(world: World) -> None:
     assert world.generations() == [reserved]
 
 
+class Refusing(Network):
+    """Every call of DynamoDB meets ``fault``."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__()
+        self._fault = fault
+
+    def call(self, call: Call, effect: Callable[[], object]) -> object:
+        return Network(0, self._fault).call(call, effect)
+
+
 def test_conflicts_until_the_deadline_are_a_429_without_a_debit(world: World) -> None:
-
-    class Contended(Network):
-        def call(self, call: Call, effect: Callable[[], object]) -> object:
-            return Network(0, Fault.CONFLICT).call(call, effect)
-
     with pytest.raises(Busy) as refused:
-        reserve(world, Contended())
+        reserve(world, Refusing(Fault.CONFLICT))
     assert refused.value.status == 429
     assert int(refused.value.headers()["Retry-After"]) >= 1
+    assert world.balance() == 100
+    assert world.generations() == []
+
+
+def test_a_table_that_throttles_until_the_deadline_is_our_fault_and_not_the_customers(
+    world: World,
+) -> None:
+    with pytest.raises(ServiceUnavailable):
+        reserve(world, Refusing(Fault.THROTTLED))
     assert world.balance() == 100
     assert world.generations() == []
 

@@ -95,6 +95,18 @@ def check(document: dict[str, Any], schema: dict[str, Any], value: object) -> No
     jsonschema.validate(value, {**schema, "components": document["components"]})
 
 
+def test_every_route_with_a_key_says_that_it_limits_requests(document: dict[str, Any]) -> None:
+    with_a_key = [each for each in operations(document) if each.get("security") != []]
+    assert len(with_a_key) > 8
+    for operation in with_a_key:
+        codes = {
+            code
+            for content in operation["responses"]["429"]["content"].values()
+            for code in content["examples"]
+        }
+        assert "rate_limited" in codes, operation["operationId"]
+
+
 def test_every_error_code_is_described(document: dict[str, Any]) -> None:
     leaves = {
         found.code

@@ -29,6 +29,7 @@
     │   └── UnexpectedFailure          Image generation is unavailable (a bug in this service)
     ├── OutcomePending           500   after the reservation: settled or refunded later
     └── ServiceUnavailable       500   a dependency failed before the debit
+        └── UnpaidRequestFailed        the same, on a route that generates nothing
 
 ``status``, ``code`` (sent as ``X-Error-Code``), ``should_retry`` (``X-Should-Retry``),
 ``credits_charged`` (``X-Credits-Charged``) and the public texts are the contract. An exception
@@ -67,6 +68,7 @@ from lib.errors.before_debit import (
     RequestRejected,
     ServiceUnavailable,
     Unauthorized,
+    UnpaidRequestFailed,
 )
 from lib.errors.service_error import ServiceError
 
@@ -100,5 +102,6 @@ __all__ = [
     "StorageFailed",
     "Unauthorized",
     "UnexpectedFailure",
+    "UnpaidRequestFailed",
     "public_message",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "RequestRejected",
     "ServiceUnavailable",
     "Unauthorized",
+    "UnpaidRequestFailed",
 ]
 
 
@@ -190,7 +191,7 @@ class RateLimited(_Later):
 
 
 class Busy(_Later):
-    """Too many concurrent requests contended for one account; nothing was debited."""
+    """Concurrent requests contended for one account until time ran out; nothing was debited."""
 
     status = 429
     code = "busy"
@@ -204,3 +205,10 @@ class ServiceUnavailable(ServiceError):
     should_retry = True
     error = "Failed to generate image"
     message = "Image generation is unavailable"
+
+
+class UnpaidRequestFailed(ServiceUnavailable):
+    """A dependency failed on a route that generates nothing."""
+
+    error = "Failed to answer the request"
+    message = "The service is unavailable"

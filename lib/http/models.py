@@ -38,6 +38,7 @@ __all__ = [
     "Jwk",
     "JwksResponse",
     "KeyUsageResponse",
+    "UnavailableResponse",
     "UsageResponse",
     "as_body",
     "cursor_before",
@@ -159,11 +160,19 @@ class InsufficientCreditsResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureResponse:
-    """The body of a 500."""
+    """The body of a 500 of the generate route."""
 
     error: Literal["Failed to generate image"]
     message: Annotated[str, FieldSpec("Why it failed, for people")]
     hint: Annotated[str | None, FieldSpec("What to do next")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnavailableResponse:
+    """The body of a 500 of a route that generates nothing."""
+
+    error: Literal["Failed to answer the request"]
+    message: Annotated[str, FieldSpec("Why it failed, for people")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from lib.errors import (
     IdempotencyKeyReused,
     ImageDeleted,
     InsufficientCredits,
-    InvalidRequest,
     JobNotQueued,
     KeyBudgetExhausted,
     ModelOverloaded,
@@ -23,8 +22,14 @@ from lib.errors import (
     ServiceError,
     ServiceUnavailable,
     Unauthorized,
+    UnpaidRequestFailed,
 )
-from lib.http.models import MAX_BODY_BYTES, FieldSpec
+from lib.http.models import (
+    MAX_BODY_BYTES,
+    FieldSpec,
+    decode_base64,
+    parse_idempotency_key,
+)
 from lib.http.openai import (
     images_body,
     model_body,
@@ -33,6 +38,7 @@ from lib.http.openai import (
     openai_headers,
 )
 from lib.http.openai_request import ImagesRequest, parse_images_request
+from lib.http.routes.common import refusal
 from lib.http.spec import Operation, ResponseSpec
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
@@ -111,26 +117,21 @@ class OpenAiErrorResponse:
 _CHARGED = "X-Credits-Charged"
 
 
-def _refusal(body: bytes) -> InvalidRequest:
-    """The refusal of ``body``, so that a documented error is the one that is sent."""
-    try:
-        parse_images_request(body)
-    except InvalidRequest as refusal:
-        return refusal
-    raise AssertionError("the example of a bad request was accepted")
-
-
 _BAD_REQUESTS = (
-    _refusal(b"{}"),
-    _refusal(b'{"prompt": "%s"}' % (b"a" * 4001)),
-    _refusal(b'{"prompt": "A fox", "size": "100x900"}'),
-    _refusal(b'{"prompt": "A fox", "n": 2}'),
-    _refusal(b'{"prompt": "A fox", "response_format": "jpeg"}'),
-    _refusal(b'{"prompt": "A fox", "output_format": "webp"}'),
-    _refusal(b'{"prompt": "A fox", "background": "transparent"}'),
-    _refusal(b'{"prompt": "A fox", "stream": true}'),
-    _refusal(b'{"prompt": "A fox", "seed": 7}'),
-    _refusal(b"{"),
+    refusal(lambda: parse_images_request(b"{}")),
+    refusal(lambda: parse_images_request(b'{"prompt": "%s"}' % (b"a" * 4001))),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "size": "100x900"}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "n": 2}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "response_format": "jpeg"}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "output_format": "webp"}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "background": "transparent"}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "stream": true}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "seed": 7}')),
+    refusal(lambda: parse_images_request(b'{"prompt": "A fox", "user": 5}')),
+    refusal(lambda: parse_images_request(b"{")),
+    refusal(lambda: parse_images_request(b"\xff")),
+    refusal(lambda: decode_base64("?")),
+    refusal(lambda: parse_idempotency_key("")),
     ContentRejected(),
 )
 _FAILURES = tuple(
@@ -156,7 +157,7 @@ def _errors(description: str, *errors: ServiceError, charged: bool = True) -> Re
 _MODEL_READS = (
     _errors("The API key is missing or invalid", Unauthorized(), charged=False),
     _errors("Too many reads", RateLimited(READS_PER_S * 60, 1, "reads"), charged=False),
-    _errors("A dependency did not respond; retry", ServiceUnavailable(), charged=False),
+    _errors("A dependency did not respond; retry", UnpaidRequestFailed(), charged=False),
 )
 
 

@@ -24,7 +24,7 @@ SIZE_TOLERANCE_PERCENT = 6
 _BASE64_MODELS = "gpt-image"
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _SYNONYMS = {"aspectratio": "size", "dimensions": "size", "responsetype": "response_format"}
-_IGNORED = "Accepted and ignored"
+_IGNORED = "Changes nothing"
 _CHOICES = {
     "n": "1; send one request for each image",
     "response_format": "url or b64_json",

@@ -198,7 +198,8 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         "ask `Location` after `Retry-After` seconds",
     ),
     "service_unavailable": Explanation(
-        "The ledger, the keys or another part of the service did not respond before any debit.",
+        "The ledger, the keys or another part of the service did not respond. Nothing is debited, "
+        "or the debit's response was lost and it is refunded within 3 minutes.",
         "Repeat the request.",
         "after a second, then twice as long each time",
     ),

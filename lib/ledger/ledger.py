@@ -120,9 +120,10 @@ class Ledger:
                     return resolved
                 attempt = resolved
         except LedgerUnreachable as fault:
-            if fault.maybe_done or fault.hopeless:
-                raise ServiceUnavailable from fault
-            raise Busy(BUSY_RETRY_AFTER_S) from fault
+            # A throttled table is the operator's to mend, and must not pass for a busy customer.
+            if fault.contended and not (fault.maybe_done or fault.hopeless):
+                raise Busy(BUSY_RETRY_AFTER_S) from fault
+            raise ServiceUnavailable from fault
         raise Busy(BUSY_RETRY_AFTER_S)
 
     def extend_lease(

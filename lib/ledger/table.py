@@ -84,12 +84,16 @@ class LedgerUnreachable(Exception):
     """The call did not succeed in time, or cannot succeed.
 
     ``maybe_done``: some try may have taken effect and its response was lost.
+    ``contended``: some try met another transaction on the same row.
     ``hopeless``: DynamoDB refused the call itself (permissions, a missing table).
     """
 
-    def __init__(self, *, maybe_done: bool, hopeless: bool = False) -> None:
+    def __init__(
+        self, *, maybe_done: bool, hopeless: bool = False, contended: bool = False
+    ) -> None:
         super().__init__("DynamoDB did not complete the call")
         self.maybe_done = maybe_done
+        self.contended = contended
         self.hopeless = hopeless
 
 
@@ -198,7 +202,7 @@ class Table:
             ClientError: a decision about the data, that is a condition that does not hold.
             LedgerUnreachable: no decision.
         """
-        maybe_done = False
+        maybe_done = contended = False
         for tries in range(MAX_TRIES):
             conflict = False
             try:
@@ -210,6 +214,7 @@ class Table:
                 if not _is_transient(fault):
                     raise LedgerUnreachable(maybe_done=maybe_done, hopeless=True) from fault
                 maybe_done = maybe_done or not codes & _NO_EFFECT
+                contended = contended or bool(codes & _CONFLICT)
                 conflict = bool(codes & _CONFLICT) and not codes & _THROTTLED
             except _LOST_RESPONSE:
                 maybe_done = True
@@ -219,7 +224,7 @@ class Table:
             if deadline.remaining_s() <= pause_s + LEDGER_CALL_S:
                 break
             self._sleep(pause_s)
-        raise LedgerUnreachable(maybe_done=maybe_done)
+        raise LedgerUnreachable(maybe_done=maybe_done, contended=contended)
 
 
 def longest_pause_s(tries: int, *, after_conflict: bool) -> float:

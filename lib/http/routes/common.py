@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from lib.errors import InvalidRequest, RateLimited, ServiceUnavailable, Unauthorized
-from lib.http.models import ErrorResponse, FailureResponse
+from lib.errors import InvalidRequest, RateLimited, Unauthorized, UnpaidRequestFailed
+from lib.http.models import ErrorResponse, UnavailableResponse
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 
@@ -65,4 +65,8 @@ TOO_MANY_READS = (
     (RateLimited(READS_PER_S * 60, 1, "reads"),),
     ErrorResponse,
 )
-UNAVAILABLE = ("A dependency did not respond; retry", (ServiceUnavailable(),), FailureResponse)
+UNAVAILABLE = (
+    "A dependency did not respond; retry",
+    (UnpaidRequestFailed(),),
+    UnavailableResponse,
+)

@@ -129,6 +129,7 @@ GENERATION = Operation(
         ),
         error_response(*UNAUTHORIZED),
         error_response(*_NOT_FOUND),
+        error_response(*TOO_MANY_READS),
         error_response(*UNAVAILABLE),
     ),
 )
@@ -182,6 +183,7 @@ RECEIPT = Operation(
             ErrorResponse,
         ),
         error_response("The generation has not ended", (GenerationReserved(3),), ErrorResponse),
+        error_response(*TOO_MANY_READS),
         error_response(*UNAVAILABLE),
     ),
 )
