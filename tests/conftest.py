@@ -23,9 +23,26 @@ __all__ = [
     "real_engine",
 ]
 
+# The files that keep a worker of `make verify` for minutes, longest first. One that began late
+# would run on alone. What shows it: `--durations=0`.
+LONGEST = (
+    *("test_interleavings", "test_deployed", "test_installation", "test_crashes"),
+    *("test_more_interleavings", "test_real_death", "test_browser", "test_bench", "test_fuzz"),
+    *("test_cli_process", "test_real_concurrency", "test_state_machine", "test_build"),
+    *("test_openai_clients", "test_generated_clients", "test_deployment", "test_history"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--schedule", help="one schedule of a scene in tests/scenes.py, as 0.1.2")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Whole files: a fixture with parameters has spread the tests of some.
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    first = {item.path: number for number, item in reversed([*enumerate(items)])}
+    items.sort(key=lambda item: (ranks.get(item.path.stem, len(ranks)), first[item.path]))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -46,6 +46,16 @@ _HOLDS_DATA = ("AWS::CloudFront::Distribution", "AWS::DynamoDB::Table", "AWS::S3
 _CHANGE = re.compile(r"^[+*-] (Add|Modify|Delete) +(\w+) +(AWS::\S+) +(\S+) *$", re.MULTILINE)
 _BLOCK_TAKES_S = 600
 _YES = "y\n" * 100_000
+# sam compresses each function's copy of the artifact anew, half of a deployment's time. Its own
+# command, with the fastest compression.
+_QUICK_SAM = """\
+import runpy, sys, zipfile
+from functools import partialmethod
+
+zipfile.ZipFile.__init__ = partialmethod(zipfile.ZipFile.__init__, compresslevel=1)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,10 @@ class Operator:
             _script(venv / name, f'exec "{Path(sys.executable).with_name(name)}" "$@"')
         (clone / ".venv" / ".installed").touch()
         (home / "bin").mkdir()
-        for path in (tools.sam(), tools.aws()):
-            (home / "bin" / path.name).symlink_to(path)
+        (home / "bin" / "aws").symlink_to(tools.aws())
+        sam = tools.sam()
+        (home / "sam.py").write_text(_QUICK_SAM)
+        _script(home / "bin" / "sam", f'exec "{sam.parent}/python" "{home}/sam.py" "{sam}" "$@"')
         # Every host is this machine.
         _, _, port = cloud.tls_url.rpartition(":")
         (home / ".curlrc").write_text(f'connect-to = "::127.0.0.1:{port}"\ninsecure\n')

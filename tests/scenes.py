@@ -102,12 +102,13 @@ def sound(world: World, answers: dict[str, Any]) -> None:
     """In the end the books are sound, every 200 is a charged image, and every 0 was final."""
     world.settle_down()
     assert world.violations() == []
+    charged = urls(world, Status.SETTLED)
     request = answers.get("request")
     if isinstance(request, ServiceError) and request.credits_charged == 0 and len(answers) == 2:
-        assert urls(world, Status.SETTLED) == set(), "the request was told 0 and then charged"
+        assert charged == set(), "the request was told 0 and then charged"
     for name, answer in answers.items():
         if isinstance(answer, Finished):
-            assert answer.image_url in urls(world, Status.SETTLED), f"{name}'s is not charged"
+            assert answer.image_url in charged, f"{name}'s is not charged"
 
 
 def every_job_ends(world: World, answers: dict[str, Any]) -> None:
@@ -115,9 +116,10 @@ def every_job_ends(world: World, answers: dict[str, Any]) -> None:
     sound(world, answers)
     world.deliver()
     assert world.violations() == []
-    for name, answer in answers.items():
-        if isinstance(answer, Accepted):
-            assert answer.image_url in urls(world, *Status), f"{name}'s does not exist"
+    accepted = {name: each for name, each in answers.items() if isinstance(each, Accepted)}
+    existing = urls(world, *Status) if accepted else set()
+    for name, answer in accepted.items():
+        assert answer.image_url in existing, f"{name}'s does not exist"
 
 
 def no_charge_after_an_error(world: World, answers: dict[str, Any]) -> None:

@@ -224,10 +224,9 @@ def year() -> NextYear:
     return NextYear(configured_index())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def index(year: NextYear) -> Iterator[str]:
     """The address of the index in a year."""
-    year.asked_for.clear()
     handler = type("YearHandler", (Handler,), {"year": year})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -237,6 +236,12 @@ def index(year: NextYear) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """uv's cache of what the tools' lists name, so that not every Python downloads it again."""
+    return str(tmp_path_factory.mktemp("downloads"))
 
 
 @pytest.fixture
@@ -278,7 +283,13 @@ tools.make_environment(Path(sys.argv[1]), f"{sys.argv[2]}.txt")
     [*zip(pythons(), cycle(["PIP_INDEX_URL", "UV_DEFAULT_INDEX"]), strict=False)],
 )
 def test_newer_releases_change_nothing(
-    python: str, configured: str, clone: Path, year: NextYear, index: str, tmp_path: Path
+    python: str,
+    configured: str,
+    clone: Path,
+    year: NextYear,
+    index: str,
+    downloads: str,
+    tmp_path: Path,
 ) -> None:
     """Every list, from a fresh clone with empty caches, through the project's own commands.
 
@@ -290,6 +301,7 @@ def test_newer_releases_change_nothing(
         "PIP_NO_CACHE_DIR": "1",
         "UV_CACHE_DIR": str(tmp_path / "cache"),
     }
+    year.asked_for.clear()
     run("make", "build", f"PYTHON={python}", cwd=clone, **machine)
     run("make", ".venv/.installed", f"PYTHON={python}", cwd=clone, **machine)
 
@@ -307,6 +319,7 @@ def test_newer_releases_change_nothing(
     )
     assert f"google-auth=={next_after(dict(pins('dev'))['google-auth'])}" in newest
 
+    machine["UV_CACHE_DIR"] = downloads
     for name in sorted({*LISTS} - {"uv", "dev"}):
         goal = tmp_path / "environment"
         run(ours, "-c", MAKE_ENVIRONMENT, str(goal), name, cwd=clone, **machine)

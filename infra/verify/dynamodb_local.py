@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DynamoDbLocal"]
 
 _CONFIGURATION = Path(__file__).with_name("dynamodb_local.xml")
-_HEAP = "-Xmx512m"
+# A run is too short, on too few cores, for the second compiler and the parallel collector to pay.
+_JVM = ("-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _START_TAKES_S = 60.0
 _STARTED = re.compile(r"Started ServerConnector@.*\{127\.0\.0\.1:(\d+)\}")
 
@@ -47,7 +48,7 @@ class DynamoDbLocal(Runs):
         home = tools.dynamodb_local()
         command = [
             tools.java(),
-            _HEAP,
+            *_JVM,
             "-Dorg.eclipse.jetty.LEVEL=INFO",
             f"-Djava.library.path={home / 'DynamoDBLocal_lib'}",
             "-classpath",
