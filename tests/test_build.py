@@ -12,17 +12,20 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 import pytest
 import yaml
+from botocore import xform_name
+from botocore.loaders import Loader
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from infra.build import wheels
 from infra.build.artifact import OURS, build, copy_sources
 from infra.build.cuts import CUTS, is_cut
-from infra.build.descriptions import SERVICES, slimmed
+from infra.build.descriptions import OPERATIONS, SERVICES, slimmed
 from infra.build.faults import BuildError
 from infra.build.reuse import build_once
 from infra.build.sizes import report, unzipped_bytes, zipped_bytes
@@ -294,22 +297,44 @@ def test_every_cut_has_its_reason() -> None:
     assert all(len(cut.why.split()) >= 2 for cut in CUTS)
 
 
-def test_a_description_loses_its_documentation_and_nothing_else() -> None:
-    described = {
-        "documentation": "<p>Puts an item.</p>",
-        "members": {"documentation": {"shape": "S", "documentation": "<p>A text.</p>"}},
-        "errors": [{"shape": "E", "documentation": "<p>Bad.</p>"}],
-    }
+def test_a_description_keeps_what_the_functions_call_without_its_documentation() -> None:
+    texts = {"documentation": "<p>Sends.</p>"}
+    sends = {"name": "SendMessage", "input": {"shape": "Sent"}, "errors": [{"shape": "Bad"}]}
+    shape: dict[str, Any] = {"type": "string"}
+    tree = {"type": "list", "member": {"shape": "Tree"}}
+    members = {"documentation": {"shape": "Tree", **texts}, "shape": {"shape": "Text"}}
+    sent = {"type": "structure", "members": members}
+    kept = {"Sent": sent, "Bad": shape, "Tree": tree, "Text": shape}
+    operations = {"SendMessage": sends, "DeleteQueue": {"input": {"shape": "Other"}}}
+    described = {"operations": operations, "shapes": {**kept, "Other": shape}, **texts}
     packed = gzip.compress(json.dumps(described).encode())
 
-    name, content = slimmed("botocore/data/s3/2006-03-01/service-2.json.gz", packed)
+    name, content = slimmed("botocore/data/sqs/2012-11-05/service-2.json.gz", packed)
 
-    assert name == "botocore/data/s3/2006-03-01/service-2.json"
+    assert name == "botocore/data/sqs/2012-11-05/service-2.json"
+    members["documentation"]["documentation"] = ""
     assert json.loads(content) == {
         "documentation": "",
-        "members": {"documentation": {"shape": "S", "documentation": ""}},
-        "errors": [{"shape": "E", "documentation": ""}],
+        "operations": {"SendMessage": sends},
+        "shapes": kept,
     }
+
+
+def test_the_artifact_describes_the_operations_that_the_functions_call() -> None:
+    sources = [path for name in OURS for path in (PROJECT_ROOT / name).rglob("*.py")]
+    text = "".join(path.read_text("utf-8") for path in sources)
+    called = set(re.findall(r"client(?:\(\))?\.(\w+)", text))
+    described = {xform_name(each) for names in OPERATIONS.values() for each in names}
+    loader = Loader()
+    known = {
+        xform_name(name)
+        for service in SERVICES
+        for name in loader.load_service_model(service, "service-2")["operations"]
+    }
+
+    by_botocore = {"head_bucket"}
+    by_operators = {"create_secret", "put_secret_value"}
+    assert described - by_botocore == (called & known) - by_operators
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -351,7 +376,8 @@ def test_a_description_of_another_form_ends_the_build(name: str, content: bytes)
 @pytest.mark.parametrize("region", ["us-east-1", "eu-central-2", "cn-north-1", "us-gov-west-1"])
 def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> None:
     data = Path(botocore.__file__).with_name("data")
-    for path in (data / "endpoints.json", *data.glob("*/*/service-2.json.gz")):
+    rules = data.glob("*/*/endpoint-rule-set-1.json.gz")
+    for path in (data / "endpoints.json", *data.glob("*/*/service-2.json.gz"), *rules):
         if path.parent == data or path.parts[-3] in SERVICES:
             name, content = slimmed(path.relative_to(data.parents[1]).as_posix(), path.read_bytes())
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -367,9 +393,13 @@ def test_clients_find_their_services_as_before(tmp_path: Path, region: str) -> N
             session.create_client(service, region_name=region) for session in (slim, whole)
         )
         assert ours.meta.endpoint_url == theirs.meta.endpoint_url
-        operations = ours.meta.service_model.operation_names
-        assert operations == theirs.meta.service_model.operation_names
-        assert not ours.meta.service_model.documentation
+        described = ours.meta.service_model
+        assert {*described.operation_names} == {*OPERATIONS[service]}
+        for name in described.operation_names:
+            before: Any = theirs.meta.service_model.operation_model(name)
+            after: Any = described.operation_model(name)
+            assert after.input_shape.members.keys() == before.input_shape.members.keys()
+        assert not described.documentation
         for client in (ours, theirs):
             client.close()
 
