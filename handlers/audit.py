@@ -1,10 +1,10 @@
 """Once a day: every organisation's rows are compared with its account."""
 
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from handlers.dependencies import dependencies
-from handlers.http import Event
 from handlers.initialization import initialize
 from lib.deadline import AUDIT_ENDS_BEFORE_S, Deadline
 from lib.ledger.table import LedgerUnreachable
@@ -18,7 +18,7 @@ __all__ = ["handler"]
 MAX_LOGGED = 50
 
 
-def handler(_event: Event, context: "LambdaContext") -> dict[str, int]:
+def handler(_event: Mapping[str, Any], context: "LambdaContext") -> dict[str, int]:
     """The Lambda entry point; returns the number of organisations and of findings.
 
     Raises:

@@ -1,10 +1,10 @@
 """Every minute: due reservations are settled or refunded."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handlers.dependencies import dependencies
-from handlers.http import Event
 from handlers.initialization import initialize
 from lib.deadline import LAST_ROWS_TAKE_S, Deadline
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["handler"]
 
 
-def handler(_event: Event, context: "LambdaContext") -> dict[str, int]:
+def handler(_event: Mapping[str, Any], context: "LambdaContext") -> dict[str, int]:
     """The Lambda entry point; returns how many due rows ended in which way.
 
     Raises:

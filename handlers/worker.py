@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from handlers.dependencies import dependencies
-from handlers.http import Event
 from handlers.initialization import initialize
 from lib.deadline import RESPONSE_TAKES_S, Deadline
 from lib.errors import OutcomePending, ServiceUnavailable, UnexpectedFailure
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["handler"]
 
 
-def handler(event: Event, context: "LambdaContext") -> dict[str, list[dict[str, str]]]:
+def handler(event: Mapping[str, Any], context: "LambdaContext") -> dict[str, list[dict[str, str]]]:
     """The Lambda entry point; returns the messages that the queue is to deliver again.
 
     A job whose image fails has ended: it was refunded. The queue redelivers a job that was never

@@ -20,15 +20,13 @@ from lib.errors import (
     ServiceError,
     ServiceUnavailable,
 )
+from lib.http.described import ErrorResponse, FailureResponse, InsufficientCreditsResponse
 from lib.http.models import (
     MAX_BODY_BYTES,
     MAX_IDEMPOTENCY_KEY_CHARACTERS,
     AcceptedResponse,
     CreditsResponse,
-    ErrorResponse,
-    FailureResponse,
     GenerateResponse,
-    InsufficientCreditsResponse,
     UsageResponse,
     decode_base64,
     parse_idempotency_key,

@@ -8,8 +8,9 @@ from pydantic import TypeAdapter
 
 from lib.errors import BodyTooLarge
 from lib.http.contract import OPERATIONS
+from lib.http.described import GatewayResponse
 from lib.http.gateway import GATEWAY_ANSWERS, GATEWAY_EXAMPLE, GatewayAnswer
-from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS, GatewayResponse
+from lib.http.models import MAX_BODY_BYTES, MAX_PROMPT_CHARACTERS
 from lib.http.outcomes import EXPLANATIONS
 from lib.http.spec import HEADERS, TAGS, Operation, ResponseSpec
 from lib.ledger.order import CREDITS_PER_IMAGE

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lib.errors import InvalidRequest, RateLimited, Unauthorized, UnpaidRequestFailed
-from lib.http.models import ErrorResponse, UnavailableResponse
+from lib.http.described import ErrorResponse, UnavailableResponse
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 

@@ -1,11 +1,11 @@
 """The routes that read and delete generations."""
 
 from lib.errors import GenerationReserved, NotFound
+from lib.http.described import ErrorResponse
 from lib.http.models import (
     DEFAULT_PAGE,
     MAX_PAGE,
     MAX_PAGE_BYTES,
-    ErrorResponse,
     GenerationResponse,
     HistoryResponse,
     parse_history_request,

@@ -1,7 +1,7 @@
 """The routes that need no key."""
 
 from lib.errors import NotFound
-from lib.http.models import ErrorResponse, HealthResponse, JwksResponse
+from lib.http.described import ErrorResponse, HealthResponse, JwksResponse
 from lib.http.routes.common import UNAVAILABLE
 from lib.http.spec import Operation, ResponseSpec, error_response
 
