@@ -4,12 +4,14 @@ Lambda's Python client asks its runtime API for each step. Here that API is a se
 which simulates the snapshot: it blocks the process, inspects it, and restores it.
 """
 
+import gc
 import json
 import os
 import queue
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -222,11 +224,12 @@ def test_a_snapshot_has_no_connection_and_all_modules_and_a_copy_answers(
 
 @pytest.fixture
 def no_hooks() -> Iterator[None]:
-    """The hooks of this process, empty before and after."""
+    """The hooks of this process, empty before and after; and its garbage is collected again."""
     lists = (snapshot_restore_py.get_before_snapshot(), snapshot_restore_py.get_after_restore())
     for hooks in lists:
         hooks.clear()
     yield
+    gc.unfreeze()
     for hooks in lists:
         hooks.clear()
 
@@ -258,6 +261,30 @@ def test_a_function_builds_when_it_starts_and_primes_before_a_snapshot(
     for hook, arguments, named in snapshot_restore_py.get_before_snapshot():
         hook(*arguments, **named)
     assert calls == at_once + before_the_snapshot
+
+
+STARTS = """
+import gc
+from handlers.initialization import initialize
+
+collected = []
+gc.callbacks.append(lambda phase, _: collected.append(phase))
+
+def build():
+    made = [[] for _ in range(100_000)]
+    assert not collected
+    return made
+
+initialize(build)
+[[] for _ in range(100_000)]
+assert collected
+"""
+
+
+def test_garbage_is_collected_when_a_function_has_started_and_not_before() -> None:
+    environment = {**os.environ, "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand"}
+    command = [sys.executable, "-c", STARTS]
+    subprocess.run(command, cwd=PROJECT_ROOT, env=environment, check=True)  # noqa: S603 - our own
 
 
 @pytest.mark.usefixtures("no_hooks")
