@@ -31,7 +31,7 @@ from lib.errors import (
     GenerationReserved,
     MethodNotAllowed,
     NotFound,
-    UnpaidRequestFailed,
+    RequestFailed,
     public_message,
 )
 from lib.http.models import (
@@ -57,10 +57,8 @@ from lib.usage import by_key
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-__all__ = ["DEFAULT_ROUTE", "DELETE_ROUTE", "GENERATE_ROUTE", "handler"]
+__all__ = ["DELETE_ROUTE", "GENERATE_ROUTE", "handler"]
 
-# What API Gateway calls the route of requests that match no other.
-DEFAULT_ROUTE = "$default"
 # The routes of the functions that write.
 GENERATE_ROUTE = "POST /api/v1/models/gemini/generate"
 DELETE_ROUTE = "DELETE /api/v1/generations/{id}"
@@ -139,7 +137,7 @@ def _jwks(_event: Event, request: str) -> Response:
         with service.telemetry.observe(request) as observation:
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", fault)
-        return failure(UnpaidRequestFailed(), request, {})
+        return failure(RequestFailed(), request, {})
     return success(200, keys, request, CACHED)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from handlers.dependencies import Dependencies
 from handlers.http import Event, Response, failure_of, header, log_answer, request_id
 from lib.deadline import RESPONSE_TAKES_S, Deadline
-from lib.errors import NotFound, ServiceError, ServiceUnavailable, UnpaidRequestFailed
+from lib.errors import NotFound, RequestFailed, ServiceError, ServiceUnavailable
 from lib.keys.verification import DeadKey, VerifiedKey
 from lib.ledger.rows import parse_id
 from lib.ledger.table import LedgerUnreachable
@@ -26,7 +26,7 @@ Act = Callable[[Dependencies, str, Event, Deadline], Response]
 def answer(service: Dependencies, event: Event, context: "LambdaContext", act: Act) -> Response:
     """The response of a route that spends nothing. ``act`` runs once the organisation is admitted.
 
-    A ledger, a store or a signer that cannot be reached is an ``UnpaidRequestFailed``.
+    A ledger, a store or a signer that cannot be reached is an ``RequestFailed``.
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - RESPONSE_TAKES_S)
     request, failure = request_id(event), failure_of(event)
@@ -36,13 +36,13 @@ def answer(service: Dependencies, event: Event, context: "LambdaContext", act: A
         except ServiceUnavailable as error:
             observation.count("ServiceUnavailable")
             observation.warning("a service that we depend on failed", error.__cause__)
-            response = failure(UnpaidRequestFailed(), request, {})
+            response = failure(RequestFailed(), request, {})
         except ServiceError as error:
             response = failure(error, request, {})
         except Exception as fault:  # noqa: BLE001 - a bug must not show its text to a customer
             observation.count("UnexpectedErrors")
             observation.warning("unexpected failure", fault)
-            response = failure(UnpaidRequestFailed(), request, {})
+            response = failure(RequestFailed(), request, {})
         log_answer(observation, event, response)
         return response
 

@@ -54,8 +54,7 @@ def respond(
 ) -> Response:
     """The response to one request."""
     request = observation.request_id
-    is_job = prefers_async(event) and not _is_openai(event)
-    count = observation.count_job if is_job else observation.count_request
+    count = observation.count_job if _is_job(service, event) else observation.count_request
     failure = failure_of(event)
     try:
         order, outcome = _ordered(service, event, deadline, observation)
@@ -89,6 +88,11 @@ def _is_openai(event: Event) -> bool:
     return bool(event["routeKey"] == IMAGES_ROUTE)
 
 
+def _is_job(service: Dependencies, event: Event) -> bool:
+    """Whether the image is to be made later. OpenAI's form knows no such preference."""
+    return service.jobs.has_queue and prefers_async(event) and not _is_openai(event)
+
+
 def _ordered(
     service: Dependencies, event: Event, deadline: Deadline, observation: Observation
 ) -> tuple[Order, Finished | Accepted]:
@@ -114,22 +118,22 @@ def _ordered(
 
 
 def _order(service: Dependencies, event: Event, key: VerifiedKey) -> Order:
-    """What is asked for, in either form. OpenAI's knows no preference for an answer later.
+    """What is asked for, in either form.
 
     Raises:
         InvalidRequest, BodyTooLarge
     """
     idempotency_key = parse_idempotency_key(header(event, "idempotency-key"))
     body = body_of(event)
-    is_openai = _is_openai(event)
-    prompt, ratio, wants_png = _openai_request(body) if is_openai else _request(body)
+    read = _openai_request if _is_openai(event) else _request
+    prompt, ratio, wants_png = read(body)
     return Order(
         key.organisation,
         prompt,
         ratio,
         idempotency_key,
         spender=Spender(key.id, key.meter, key.monthly_budget),
-        asynchronous=service.jobs.has_queue and prefers_async(event) and not is_openai,
+        asynchronous=_is_job(service, event),
         model=service.settings.gemini_model,
         wants_png=wants_png,
     )

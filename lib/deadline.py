@@ -8,6 +8,7 @@ the queue redelivers the job once its visibility timeout has passed. A lease alw
 process that it is given to: a request, the queue, a worker.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ __all__ = [
     "LEDGER_CALL_S",
     "LEDGER_READ_S",
     "MAX_CLOCK_SKEW_S",
+    "MAX_SENDS",
     "QUEUED_WITHIN_S",
     "QUEUE_CALL_S",
     "QUEUE_READ_S",
@@ -82,9 +84,12 @@ JOB_WAITS_S = 2 * VISIBILITY_TIMEOUT_S + 240
 FIRST_EXTENSION_WITHIN_S = 10.0
 # The customer waits for this extension alone once the job is queued.
 LAST_EXTENSION_WITHIN_S = 4.0
-# The longest from a request's reservation until its job is queued and has the longer lease: the
-# reservation, the sends that fit before a refund, and the extension.
-QUEUED_WITHIN_S = 20
+MAX_SENDS = 3
+# The longest from a request's reservation until its job is queued and has the longer lease; the
+# second is for the pauses between the sends.
+QUEUED_WITHIN_S = math.ceil(
+    RESERVE_WITHIN_S + MAX_SENDS * QUEUE_CALL_S + LAST_EXTENSION_WITHIN_S + 1
+)
 
 # The reconciler, which runs every minute. The promise leaves it two runs after a request's lease.
 RECONCILER_PERIOD_S = 60

@@ -23,6 +23,7 @@ from lib.deadline import (
     JOB_WAITS_S,
     LAST_EXTENSION_WITHIN_S,
     LEDGER_CALL_S,
+    MAX_SENDS,
     QUEUE_CALL_S,
     WORKER_LEASE_S,
     Deadline,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "JobQueue", "Jobs", "UnreadableJob"]
 
-MAX_SENDS = 3
 MAX_MESSAGE_CHARACTERS = 1_000
 
 

@@ -27,7 +27,6 @@ from infra.docs.markdown import Markdown, table
 from infra.local.stack import LocalStack
 from infra.template import PROJECT_ROOT
 from infra.verify import tools
-from lib.http.openai_contract import OPENAI_EXAMPLE
 from tests.customer import Customer, picture_at, plain_picture, prompts_sent, until
 from tests.servers import QuietHandler, Serving
 
@@ -242,7 +241,6 @@ def test_the_programs_of_the_guides_run_as_written(stack: LocalStack, tmp_path: 
     for program in (
         *(each.text for each in Markdown.read(README).fences if each.language == "python"),
         *(each.text for each in Markdown.read(GUIDE).fences if each.language == "python"),
-        OPENAI_EXAMPLE.format(origin=stack.url),
     ):
         here = re.sub(r"https://api\.example\.com|http://127\.0\.0\.1:8000", stack.url, program)
         ran = subprocess.run(  # noqa: S603 - the documents' own programs

@@ -389,6 +389,13 @@ def test_a_png_with_an_altered_byte_is_neither_accepted_nor_whole() -> None:
         assert not is_whole_png(bytes(altered))
 
 
+def test_a_stored_png_may_be_larger_than_what_a_model_may_send() -> None:
+    stored = BytesIO()
+    Image.new("RGB", (3600, 3600)).save(stored, "PNG", compress_level=0)
+    assert len(stored.getvalue()) > MAX_IMAGE_BYTES
+    assert is_whole_png(stored.getvalue())
+
+
 def test_a_png_whose_pixels_stop_in_the_middle_is_not_whole_though_its_chunks_are() -> None:
     header, _, (kind, pixels), end = chunks_of(encode_png(photo(SQUARE)))
 

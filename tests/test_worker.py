@@ -508,7 +508,7 @@ def test_a_retry_refunds_the_reservation_of_a_request_that_died_and_makes_a_new_
     assert world.accept(dying_at(world, 1), "order-1") is None
     too_soon = world.accept(world.process(), "order-1")
     assert isinstance(too_soon, GenerationInFlight)
-    world.clock.sleep(21)
+    world.clock.sleep(QUEUED_WITHIN_S + 1)
     repeated = world.accept(world.process(), "order-1")
     assert isinstance(repeated, Accepted)
     assert not repeated.replayed

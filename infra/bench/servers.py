@@ -96,7 +96,7 @@ def main() -> None:
         return next((answer for name, answer in answers.items() if name in asked), None)
 
     with ExitStack() as started:
-        database = started.enter_context(DynamoDbLocal())
+        database = started.enter_context(DynamoDbLocal(long_run=True))
         aws = started.enter_context(EmbeddedAws(dynamodb_url=database.url))
         gemini = started.enter_context(GeminiStandIn())
         gemini.answer_with(script)

@@ -44,8 +44,6 @@ __all__ = [
     "ModelResponse",
 ]
 
-# The names before; to go once the tests are renamed.
-
 UNASKED_RATIO = "4:3"
 
 _ENDLESS_BYTES = 1024 * 1024 * 1024

@@ -24,17 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["DynamoDbLocal"]
 
 _CONFIGURATION = Path(__file__).with_name("dynamodb_local.xml")
-# A run is too short, on too few cores, for the second compiler and the parallel collector to pay.
-_JVM = ("-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+_HEAP = "-Xmx512m"
+# A test is too short, on too few cores, for the second compiler and the parallel collector to pay.
+_SHORT_RUN = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _START_TAKES_S = 60.0
 _STARTED = re.compile(r"Started ServerConnector@.*\{127\.0\.0\.1:(\d+)\}")
 
 
 class DynamoDbLocal(Runs):
-    """One empty DynamoDB on a free port of 127.0.0.1, in memory, until ``stop``."""
+    """One empty DynamoDB on a free port of 127.0.0.1, in memory, until ``stop``.
 
-    def __init__(self) -> None:
+    ``long_run``: minutes of load are to come, for which the JVM compiles and collects at its best.
+    """
+
+    def __init__(self, *, long_run: bool = False) -> None:
         self.url = ""
+        self._options = (_HEAP,) if long_run else (_HEAP, *_SHORT_RUN)
         self._directory = TemporaryDirectory(prefix="dynamodb-local-")
         self._child: Child | None = None
 
@@ -48,7 +53,7 @@ class DynamoDbLocal(Runs):
         home = tools.dynamodb_local()
         command = [
             tools.java(),
-            *_JVM,
+            *self._options,
             "-Dorg.eclipse.jetty.LEVEL=INFO",
             f"-Djava.library.path={home / 'DynamoDBLocal_lib'}",
             "-classpath",

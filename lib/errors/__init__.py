@@ -29,7 +29,7 @@
     │   └── UnexpectedFailure          Image generation is unavailable (a bug in this service)
     ├── OutcomePending           500   after the reservation: settled or refunded later
     └── ServiceUnavailable       500   a dependency failed before the debit
-        └── UnpaidRequestFailed        the same, on a route that generates nothing
+        └── RequestFailed              the same, on a route that generates nothing
 
 ``status``, ``code`` (sent as ``X-Error-Code``), ``should_retry`` (``X-Should-Retry``),
 ``credits_charged`` (``X-Credits-Charged``) and the public texts are the contract. An exception
@@ -65,10 +65,10 @@ from lib.errors.before_debit import (
     NotFound,
     OrganisationSuspended,
     RateLimited,
+    RequestFailed,
     RequestRejected,
     ServiceUnavailable,
     Unauthorized,
-    UnpaidRequestFailed,
 )
 from lib.errors.service_error import ServiceError
 
@@ -95,6 +95,7 @@ __all__ = [
     "OrganisationSuspended",
     "OutcomePending",
     "RateLimited",
+    "RequestFailed",
     "RequestRejected",
     "ReservationLost",
     "ServiceError",
@@ -102,6 +103,5 @@ __all__ = [
     "StorageFailed",
     "Unauthorized",
     "UnexpectedFailure",
-    "UnpaidRequestFailed",
     "public_message",
 ]

@@ -18,10 +18,10 @@ __all__ = [
     "NotFound",
     "OrganisationSuspended",
     "RateLimited",
+    "RequestFailed",
     "RequestRejected",
     "ServiceUnavailable",
     "Unauthorized",
-    "UnpaidRequestFailed",
 ]
 
 
@@ -207,7 +207,7 @@ class ServiceUnavailable(ServiceError):
     message = "Image generation is unavailable"
 
 
-class UnpaidRequestFailed(ServiceUnavailable):
+class RequestFailed(ServiceUnavailable):
     """A dependency failed on a route that generates nothing."""
 
     error = "Failed to answer the request"

@@ -19,10 +19,10 @@ from lib.errors import (
     OrganisationSuspended,
     OutcomePending,
     RateLimited,
+    RequestFailed,
     ServiceError,
     ServiceUnavailable,
     Unauthorized,
-    UnpaidRequestFailed,
 )
 from lib.http.models import (
     MAX_BODY_BYTES,
@@ -44,20 +44,7 @@ from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 from lib.settings import DEFAULT_MODEL
 
-__all__ = ["OPENAI_EXAMPLE", "openai_operations"]
-
-OPENAI_EXAMPLE = """\
-from openai import OpenAI
-
-client = OpenAI(base_url="{origin}/v1", api_key="gg_...")
-result = client.images.generate(
-    prompt="A fox asleep in the snow",
-    size="1536x1024",
-    extra_headers={{"Idempotency-Key": "order-1042"}},  # retries then pay once
-)
-print(result.data[0].url)
-"""
-"""A whole program with the library ``openai`` for Python; ``origin`` is the service's URL."""
+__all__ = ["openai_operations"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +144,7 @@ def _errors(description: str, *errors: ServiceError, charged: bool = True) -> Re
 _MODEL_READS = (
     _errors("The API key is missing or invalid", Unauthorized(), charged=False),
     _errors("Too many reads", RateLimited(READS_PER_S * 60, 1, "reads"), charged=False),
-    _errors("A dependency did not respond; retry", UnpaidRequestFailed(), charged=False),
+    _errors("A dependency did not respond; retry", RequestFailed(), charged=False),
 )
 
 

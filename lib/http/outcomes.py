@@ -281,8 +281,11 @@ def outcomes(document: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _sentences(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """The public sentence of each status and error code, of the routes with this form of error."""
-    found = {}
+    """The public sentence of each status and error code, of the routes with this form of error.
+
+    The generate route comes first: its sentence counts where another route has its own.
+    """
+    found: dict[tuple[str, str], str] = {}
     for methods in document["paths"].values():
         for operation in methods.values():
             for status, response in operation["responses"].items():
@@ -291,7 +294,7 @@ def _sentences(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
                 for code, example in response["content"]["application/json"]["examples"].items():
                     body = example["value"]
                     if isinstance(body.get("error"), str):
-                        found[status, code] = body.get("message", body["error"])
+                        found.setdefault((status, code), body.get("message", body["error"]))
     # It belongs to no operation: the routes that exist accept their methods.
     other = MethodNotAllowed
     return found | {(str(other.status), other.code): other.error}

@@ -68,7 +68,7 @@ def checked_picture(data: bytes, ratio: AspectRatio) -> CheckedPicture:
             cause is an ``UnusablePicture``, which says which.
     """
     try:
-        return _checked(_taken_apart(data), ratio)
+        return _checked(data, ratio)
     except UnusablePicture as unusable:
         raise NoImageReturned(unusable.reason, _described(data, unusable.size)) from unusable
 
@@ -82,7 +82,10 @@ def _described(data: bytes, size_px: tuple[int, int] | None) -> dict[str, object
 
 
 def is_whole_png(data: bytes) -> bool:
-    """Whether ``data`` is a PNG with every chunk intact and every pixel decodable."""
+    """Whether ``data`` is a PNG with every chunk intact and every pixel decodable.
+
+    It is judged as stored: lossless, it may be larger than any file that a model may send.
+    """
     if not data.startswith(PNG_SIGNATURE):
         return False
     try:
@@ -92,12 +95,15 @@ def is_whole_png(data: bytes) -> bool:
     return True
 
 
-def _checked(file: PictureFile, ratio: AspectRatio) -> CheckedPicture:
-    """The picture in ``file``.
+def _checked(data: bytes, ratio: AspectRatio) -> CheckedPicture:
+    """The picture in ``data``.
 
     Raises:
         UnusablePicture: see ``checked_picture``.
     """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UnusablePicture("too_large")
+    file = _taken_apart(data)
     picture = _decoded(file)
     if picture.mode == "CMYK" and file.icc_profile:
         # Pillow mixes the inks as if they were light; only the profile knows the colours.
@@ -111,10 +117,8 @@ def _taken_apart(data: bytes) -> PictureFile:
     """What is needed from ``data``, whose first bytes identify its format.
 
     Raises:
-        UnusablePicture: the format is not supported, or the file exceeds a bound.
+        UnusablePicture: the format is not supported, or its structure exceeds a bound.
     """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise UnusablePicture("too_large")
     if data.startswith(JPEG_SIGNATURE):
         return read_jpeg(data)
     if data.startswith(PNG_SIGNATURE):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lib.errors import InvalidRequest, RateLimited, Unauthorized, UnpaidRequestFailed
+from lib.errors import InvalidRequest, RateLimited, RequestFailed, Unauthorized
 from lib.http.described import ErrorResponse, UnavailableResponse
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
@@ -67,6 +67,6 @@ TOO_MANY_READS = (
 )
 UNAVAILABLE = (
     "A dependency did not respond; retry",
-    (UnpaidRequestFailed(),),
+    (RequestFailed(),),
     UnavailableResponse,
 )
