@@ -90,7 +90,8 @@ def _is_openai(event: Event) -> bool:
 
 def _is_job(service: Dependencies, event: Event) -> bool:
     """Whether the image is to be made later. OpenAI's form knows no such preference."""
-    return service.jobs.has_queue and prefers_async(event) and not _is_openai(event)
+    has_queue = service.settings.jobs_queue_url is not None
+    return has_queue and prefers_async(event) and not _is_openai(event)
 
 
 def _ordered(

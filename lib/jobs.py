@@ -142,11 +142,6 @@ class Jobs:
         self._reconciler = Reconciler(ledger, images, clock)
         self._queue = queue
 
-    @property
-    def has_queue(self) -> bool:
-        """Whether orders can be accepted."""
-        return self._queue is not None
-
     def accept(
         self, order: Order, deadline: Deadline, observation: Observation
     ) -> Accepted | Finished:

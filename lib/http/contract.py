@@ -23,7 +23,6 @@ from lib.errors import (
 from lib.http.described import ErrorResponse, FailureResponse, InsufficientCreditsResponse
 from lib.http.models import (
     MAX_BODY_BYTES,
-    MAX_IDEMPOTENCY_KEY_CHARACTERS,
     AcceptedResponse,
     CreditsResponse,
     GenerateResponse,
@@ -32,12 +31,13 @@ from lib.http.models import (
     parse_idempotency_key,
     parse_month,
 )
-from lib.http.openai_contract import openai_operations
 from lib.http.request import GenerateRequest, parse_generate_request
+from lib.http.routes import openai
 from lib.http.routes.common import (
     CHARGED,
     EXAMPLE_ID,
     EXAMPLE_URL,
+    IDEMPOTENCY_KEY,
     PROMPT,
     TOO_MANY_READS,
     UNAUTHORIZED,
@@ -64,23 +64,6 @@ _BAD_REQUESTS: tuple[ServiceError, ...] = (
 )
 _FAILURES: tuple[ServiceError, ...] = tuple(kind() for kind in GenerationFailed.__subclasses__())
 
-_IDEMPOTENCY_KEY: dict[str, object] = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": (
-        "A unique string that you choose for this image. Within 24 hours, a request with "
-        "the same key and body returns the same image and costs nothing."
-    ),
-    "schema": {
-        "type": "string",
-        "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
-        "minLength": 1,
-        "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
-    },
-    "example": "order-1042",
-}
-
 _GENERATE = Operation(
     method="POST",
     path="/api/v1/models/gemini/generate",
@@ -97,7 +80,7 @@ _GENERATE = Operation(
         "request with the same Idempotency-Key."
     ),
     parameters=(
-        _IDEMPOTENCY_KEY,
+        IDEMPOTENCY_KEY,
         {
             "name": "Prefer",
             "in": "header",
@@ -271,7 +254,9 @@ _USAGE = Operation(
 
 OPERATIONS: tuple[Operation, ...] = (
     _GENERATE,
-    *openai_operations(_IDEMPOTENCY_KEY, EXAMPLE_URL, int(EXAMPLE_ID) // 1000),
+    openai.IMAGES,
+    openai.MODELS,
+    openai.MODEL,
     _CREDITS,
     _USAGE,
     GENERATION,

@@ -6,7 +6,7 @@ Sources: platform.openai.com/docs/api-reference/images, and openai-python 3.57 (
 ``types/images_response.py``), which retries 408, 409, 429 and 5xx unless ``x-should-retry`` says
 otherwise.
 
-Bodies are plain: ``lib.http.openai_contract`` has their shapes, and no request is parsed here, so
+Bodies are plain: ``lib.http.routes.openai`` has their shapes, and no request is parsed here, so
 that the functions start as fast as without these routes.
 """
 
@@ -44,7 +44,7 @@ MAX_INLINE_PNG_BYTES = (_LAMBDA_RESPONSE_BYTES - _AROUND_THE_IMAGE_BYTES) * 3 //
 """The largest PNG that fits into a response as base64; a larger one is answered with its URL."""
 
 # The SDKs retry twice, and wait for as long as they are told: an image takes up to 29 seconds.
-IN_FLIGHT_RETRY_AFTER_S = 10
+SDK_RETRY_AFTER_S = 10
 
 # What OpenAI's SDKs and their users know, by status.
 _KNOWN: dict[int, tuple[str, str]] = {
@@ -83,7 +83,7 @@ def openai_headers(error: ServiceError) -> dict[str, str]:
     """The headers that the error adds to the response."""
     headers = error.headers()
     if isinstance(error, GenerationInFlight):
-        headers["Retry-After"] = str(IN_FLIGHT_RETRY_AFTER_S)
+        headers["Retry-After"] = str(SDK_RETRY_AFTER_S)
     return headers
 
 

@@ -19,7 +19,7 @@ __all__ = ["MAX_RESPONSE_BYTES", "BoundedTransport", "ResponseTooLarge"]
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # For TCP, and again for TLS. Leaves time for the other addresses of a host if one does not respond,
 # and for a second connection.
-CONNECT_S = 3.0
+MODEL_CONNECT_S = 3.0
 MAX_CONNECTIONS = 100
 
 
@@ -130,7 +130,11 @@ class _Network(httpcore2.NetworkBackend):
             left_s = _left_s(timeout, httpcore2.ConnectTimeout)
             try:
                 stream = self._sockets.connect_tcp(
-                    str(address[4][0]), port, min(left_s, CONNECT_S), local_address, socket_options
+                    str(address[4][0]),
+                    port,
+                    min(left_s, MODEL_CONNECT_S),
+                    local_address,
+                    socket_options,
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as fault:
                 unreachable = fault
@@ -161,7 +165,7 @@ class _Stream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         left_s = _left_s(timeout, httpcore2.ConnectTimeout)
-        limit_s = min(left_s, CONNECT_S)
+        limit_s = min(left_s, MODEL_CONNECT_S)
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, limit_s))
 
     def get_extra_info(self, info: str) -> Any:

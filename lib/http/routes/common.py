@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lib.errors import InvalidRequest, RateLimited, RequestFailed, Unauthorized
 from lib.http.described import ErrorResponse, UnavailableResponse
+from lib.http.models import MAX_IDEMPOTENCY_KEY_CHARACTERS
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 
@@ -11,6 +12,7 @@ __all__ = [
     "CHARGED",
     "EXAMPLE_ID",
     "EXAMPLE_URL",
+    "IDEMPOTENCY_KEY",
     "PROMPT",
     "REFUNDED",
     "SETTLED",
@@ -42,6 +44,24 @@ REFUNDED = {
     "aspectRatio": "1:1",
     "message": "Content policy violation",
     "creditsRefunded": CREDITS_PER_IMAGE,
+}
+
+
+IDEMPOTENCY_KEY: dict[str, object] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "A unique string that you choose for this image. Within 24 hours, a request with "
+        "the same key and body returns the same image and costs nothing."
+    ),
+    "schema": {
+        "type": "string",
+        "pattern": r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$",
+        "minLength": 1,
+        "maxLength": MAX_IDEMPOTENCY_KEY_CHARACTERS,
+    },
+    "example": "order-1042",
 }
 
 

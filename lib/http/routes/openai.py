@@ -1,4 +1,4 @@
-"""The operations of OpenAI's Images API, for ``lib.http.contract``."""
+"""The routes in the form of OpenAI's Images API."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -38,13 +38,13 @@ from lib.http.openai import (
     openai_headers,
 )
 from lib.http.openai_request import ImagesRequest, parse_images_request
-from lib.http.routes.common import refusal
+from lib.http.routes.common import CHARGED, EXAMPLE_ID, EXAMPLE_URL, IDEMPOTENCY_KEY, refusal
 from lib.http.spec import Operation, ResponseSpec
 from lib.ledger.order import CREDITS_PER_IMAGE
 from lib.limits import READS_PER_S
 from lib.settings import DEFAULT_MODEL
 
-__all__ = ["openai_operations"]
+__all__ = ["IMAGES", "MODEL", "MODELS"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +101,6 @@ class OpenAiErrorResponse:
     error: OpenAiError
 
 
-_CHARGED = "X-Credits-Charged"
-
-
 _BAD_REQUESTS = (
     refusal(lambda: parse_images_request(b"{}")),
     refusal(lambda: parse_images_request(b'{"prompt": "%s"}' % (b"a" * 4001))),
@@ -137,7 +134,7 @@ def _errors(description: str, *errors: ServiceError, charged: bool = True) -> Re
         description,
         OpenAiErrorResponse,
         {error.code: openai_error(error)[1] for error in errors},
-        (*headers, *((_CHARGED,) if charged else ())),
+        (*headers, *((CHARGED,) if charged else ())),
     )
 
 
@@ -148,99 +145,97 @@ _MODEL_READS = (
 )
 
 
-def openai_operations(
-    idempotency_key: dict[str, object], image_url: str, created_s: int
-) -> tuple[Operation, ...]:
-    """The three operations; the arguments are the contract's own parameter and examples."""
-    images = Operation(
-        method="POST",
-        path="/v1/images/generations",
-        tag="OpenAI",
-        name="createImage",
-        summary="Generate an image, in the form of OpenAI's Images API",
-        description=(
-            "Programs that use OpenAI's libraries work with `base_url` set to this server's URL "
-            "and `/v1`. An image costs what it costs on the other route, with the same limits, "
-            "history and refunds. The libraries repeat a request twice if its response was lost, "
-            "which pays again unless it has an `Idempotency-Key`."
-        ),
-        parameters=(idempotency_key,),
-        body=ImagesRequest,
-        example={"prompt": "A fox asleep in the snow", "size": "1536x1024"},
-        responses=(
-            ResponseSpec(
-                200,
-                "The image was generated and stored",
-                OpenAiImagesResponse,
-                {
-                    "url": images_body(created_s, {"url": image_url}),
-                    "b64_json": images_body(created_s, {"b64_json": "iVBORw0KGgo..."}),
-                },
-                (_CHARGED, "Idempotent-Replayed"),
-            ),
-            _errors("The request is invalid, or its prompt was refused", *_BAD_REQUESTS),
-            _errors("The API key is missing or invalid", Unauthorized()),
-            _errors(
-                "Not enough credits, or the key's monthly budget is used up",
-                InsufficientCredits(CREDITS_PER_IMAGE, 2),
-                KeyBudgetExhausted(CREDITS_PER_IMAGE, 2),
-            ),
-            _errors("The organisation is suspended", OrganisationSuspended()),
-            _errors("A request with this Idempotency-Key is in progress", GenerationInFlight(3)),
-            _errors("The request body is too large", BodyTooLarge(MAX_BODY_BYTES)),
-            _errors(
-                "This Idempotency-Key was used with another prompt or ratio, or its image was "
-                "deleted",
-                IdempotencyKeyReused(),
-                ImageDeleted(),
-            ),
-            _errors("Too many requests from this organisation", RateLimited(60, 30), Busy(2)),
-            _errors(
-                "The generation failed and costs nothing, unless its outcome is pending",
-                *(*_FAILURES, OutcomePending(str(created_s * 1000)), ServiceUnavailable()),
-            ),
-            _errors("The image model is overloaded; it costs nothing", ModelOverloaded()),
-        ),
-    )
-    listed = Operation(
-        method="GET",
-        path="/v1/models",
-        tag="OpenAI",
-        name="listModels",
-        summary="List the model that draws, in OpenAI's form",
-        description="A deployment has one model, which draws whatever a request names.",
-        responses=(
-            ResponseSpec(
-                200,
-                "The one model of this deployment",
-                OpenAiModelsResponse,
-                {"models": models_body(DEFAULT_MODEL)},
-            ),
-            *_MODEL_READS,
-        ),
-    )
-    one = Operation(
-        method="GET",
-        path="/v1/models/{id}",
-        tag="OpenAI",
-        name="getModel",
-        summary="Get the model that draws, in OpenAI's form",
-        description="Programs ask for it to see whether a model exists.",
-        parameters=(
+_CREATED_S = int(EXAMPLE_ID) // 1000
+
+IMAGES = Operation(
+    method="POST",
+    path="/v1/images/generations",
+    tag="OpenAI",
+    name="createImage",
+    summary="Generate an image, in the form of OpenAI's Images API",
+    description=(
+        "Programs that use OpenAI's libraries work with `base_url` set to this server's URL "
+        "and `/v1`. An image costs what it costs on the other route, with the same limits, "
+        "history and refunds. The libraries repeat a request twice if its response was lost, "
+        "which pays again unless it has an `Idempotency-Key`."
+    ),
+    parameters=(IDEMPOTENCY_KEY,),
+    body=ImagesRequest,
+    example={"prompt": "A fox asleep in the snow", "size": "1536x1024"},
+    responses=(
+        ResponseSpec(
+            200,
+            "The image was generated and stored",
+            OpenAiImagesResponse,
             {
-                "name": "id",
-                "in": "path",
-                "required": True,
-                "description": "`id` from the list",
-                "schema": {"type": "string"},
-                "example": DEFAULT_MODEL,
+                "url": images_body(_CREATED_S, {"url": EXAMPLE_URL}),
+                "b64_json": images_body(_CREATED_S, {"b64_json": "iVBORw0KGgo..."}),
             },
+            (CHARGED, "Idempotent-Replayed"),
         ),
-        responses=(
-            ResponseSpec(200, "The model", OpenAiModel, {"model": model_body(DEFAULT_MODEL)}),
-            _MODEL_READS[0],
-            _errors("Another model, even if a request may name it", NotFound(), charged=False),
-            *_MODEL_READS[1:],
+        _errors("The request is invalid, or its prompt was refused", *_BAD_REQUESTS),
+        _errors("The API key is missing or invalid", Unauthorized()),
+        _errors(
+            "Not enough credits, or the key's monthly budget is used up",
+            InsufficientCredits(CREDITS_PER_IMAGE, 2),
+            KeyBudgetExhausted(CREDITS_PER_IMAGE, 2),
         ),
-    )
-    return images, listed, one
+        _errors("The organisation is suspended", OrganisationSuspended()),
+        _errors("A request with this Idempotency-Key is in progress", GenerationInFlight(3)),
+        _errors("The request body is too large", BodyTooLarge(MAX_BODY_BYTES)),
+        _errors(
+            "This Idempotency-Key was used with another prompt or ratio, or its image was deleted",
+            IdempotencyKeyReused(),
+            ImageDeleted(),
+        ),
+        _errors("Too many requests from this organisation", RateLimited(60, 30), Busy(2)),
+        _errors(
+            "The generation failed and costs nothing, unless its outcome is pending",
+            *(*_FAILURES, OutcomePending(str(_CREATED_S * 1000)), ServiceUnavailable()),
+        ),
+        _errors("The image model is overloaded; it costs nothing", ModelOverloaded()),
+    ),
+)
+
+MODELS = Operation(
+    method="GET",
+    path="/v1/models",
+    tag="OpenAI",
+    name="listModels",
+    summary="List the model that draws, in OpenAI's form",
+    description="A deployment has one model, which draws whatever a request names.",
+    responses=(
+        ResponseSpec(
+            200,
+            "The one model of this deployment",
+            OpenAiModelsResponse,
+            {"models": models_body(DEFAULT_MODEL)},
+        ),
+        *_MODEL_READS,
+    ),
+)
+
+MODEL = Operation(
+    method="GET",
+    path="/v1/models/{id}",
+    tag="OpenAI",
+    name="getModel",
+    summary="Get the model that draws, in OpenAI's form",
+    description="Programs ask for it to see whether a model exists.",
+    parameters=(
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "`id` from the list",
+            "schema": {"type": "string"},
+            "example": DEFAULT_MODEL,
+        },
+    ),
+    responses=(
+        ResponseSpec(200, "The model", OpenAiModel, {"model": model_body(DEFAULT_MODEL)}),
+        _MODEL_READS[0],
+        _errors("Another model, even if a request may name it", NotFound(), charged=False),
+        *_MODEL_READS[1:],
+    ),
+)
