@@ -467,14 +467,16 @@ def test_jobs_leave_room_for_requests_and_the_reconciler_in_a_new_account(in_s3:
 
 
 def test_names_that_all_regions_of_an_account_share_contain_the_region(in_s3: Variant) -> None:
-    names = [
-        only(in_s3, "AWS::CloudFront::OriginAccessControl")["OriginAccessControlConfig"]["Name"],
-        only(in_s3, "AWS::CloudFront::ResponseHeadersPolicy")["ResponseHeadersPolicyConfig"][
-            "Name"
-        ],
-        only(in_s3, "AWS::CloudWatch::Dashboard")["DashboardName"],
+    of_cloudfront = [
+        configuration["Name"]
+        for each in in_s3.resources().values()
+        if each["Type"].startswith("AWS::CloudFront::")
+        for configuration in each["Properties"].values()
+        if "Name" in configuration
     ]
+    names = [*of_cloudfront, only(in_s3, "AWS::CloudWatch::Dashboard")["DashboardName"]]
 
+    assert len(of_cloudfront) == 3
     assert all(STACK in name and REGION in name for name in names)
     # IAM chooses the roles' names.
     assert not [
