@@ -284,6 +284,17 @@ def test_every_log_group_is_named_and_every_log_command_reads_one() -> None:
     assert len(tails) > 3
 
 
+def test_what_a_leaked_key_did_is_looked_up_in_the_log_of_every_function_that_takes_keys() -> None:
+    (query,) = (each for each in commands_of("aws", "logs", "start-query") if "KEY_ID" in str(each))
+    take_keys = {each.name for each in Template.from_file().functions() if each.routes}
+    logs = {RESOURCES[name]["Properties"]["LoggingConfig"]["LogGroup"]["Ref"] for name in take_keys}
+    names = {RESOURCES[log]["Properties"]["LogGroupName"]["Fn::Sub"] for log in logs}
+
+    assert {word for word in query.words if word.startswith("/")} == {
+        name.replace("${AWS::StackName}", STACK) for name in names
+    }
+
+
 def test_an_alarm_made_by_hand_in_another_region_is_that_of_the_template() -> None:
     (command,) = commands_of("aws", "cloudwatch", "put-metric-alarm")
     alarm = RESOURCES["DeliveryFaultsAlarm"]["Properties"]
