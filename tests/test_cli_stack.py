@@ -35,8 +35,8 @@ pytestmark = pytest.mark.real
 NAME = "gemini-generate"
 PREFIX = "gemini-generate/orgs/"
 MODEL = "gemini-3.1-flash-lite-image"
-FUNCTIONS = ("Generate", "Account", "Worker", "Reconcile")
-WRITERS = ("Generate", "Worker", "Reconcile")
+FUNCTIONS = ("Generate", "Account", "Delete", "Worker", "Reconcile")
+WRITERS = ("Generate", "Delete", "Worker", "Reconcile")
 ALARMS = ("AuditDriftAlarm", "GenerateErrorsAlarm")
 WORKERS = 10
 GUIDE = Markdown.read(PROJECT_ROOT / "infra" / "docs" / "DEPLOY.md")
@@ -576,7 +576,8 @@ def test_a_restored_table_replaces_the_live_one_once_its_writers_are_stopped(
         unconfirmed = run(f"restore {restored}")
         done = run(f"restore {restored} --yes")
 
-    assert "GenerateFunction, WorkerFunction, ReconcileFunction can still write" in running.err
+    writers = ", ".join(f"{name}Function" for name in WRITERS)
+    assert f"{writers} can still write" in running.err
     assert f"the table {restored} is empty" in empty.err
     assert f'"Overwrite all rows of {stack.table} with those of {restored} (stack {NAME})?"' in (
         unconfirmed.err

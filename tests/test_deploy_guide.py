@@ -14,6 +14,7 @@ from botocore import xform_name
 from botocore.model import OperationModel, Shape, StringShape
 
 from infra.cli import main as operator_command
+from infra.cli.deployment import WRITERS
 from infra.docs.markdown import Markdown
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
@@ -342,6 +343,30 @@ def test_the_times_of_a_reservation_are_the_codes() -> None:
         f"dead within {CACHE_S:.0f} seconds",
     ):
         assert phrase in RUNBOOK.words, phrase
+
+
+def test_a_restore_stops_every_function_that_may_write_to_the_table() -> None:
+    reads = {"dynamodb:GetItem", "dynamodb:Query"}
+    called: dict[str, set[str]] = {
+        operation: set(
+            re.findall(rf'{operation}-function-concurrency .*"\$\(physical (\w+)', RUNBOOK.text)
+        )
+        for operation in ("put", "delete")
+    }
+    writers = {
+        name
+        for name, each in RESOURCES.items()
+        if each["Type"] == "AWS::Serverless::Function"
+        and actions_of(each["Properties"]["Role"]) - reads
+    }
+
+    assert set(WRITERS) == called["put"] == called["delete"] == writers
+
+
+def actions_of(role: Mapping[str, Any]) -> set[str]:
+    """What the role may do with DynamoDB."""
+    policies = RESOURCES[role["Fn::GetAtt"][0]]["Properties"]["Policies"]
+    return set(re.findall(r"dynamodb:\w+", str(policies)))
 
 
 def test_a_restored_table_gets_the_settings_of_the_template() -> None:
