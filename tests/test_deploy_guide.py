@@ -33,6 +33,11 @@ RESOURCES: Mapping[str, Any] = TEMPLATE["Resources"]
 PARAMETERS: Mapping[str, Any] = TEMPLATE["Parameters"]
 OUTPUTS: Mapping[str, Any] = TEMPLATE["Outputs"]
 TABLE: Mapping[str, Any] = RESOURCES["CreditsTable"]["Properties"]
+SOURCE = "".join(
+    file.read_text(encoding="utf-8")
+    for folder in ("lib", "handlers")
+    for file in (PROJECT_ROOT / folder).rglob("*.py")
+)
 OPERATOR = ".venv/bin/gemini-generate"
 STACK = "gemini-generate"
 SHELL = {"cat", "date", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
@@ -272,6 +277,24 @@ def test_every_fault_that_an_alarm_counts_has_an_action() -> None:
     assert {code for code, *_ in rows} == codes | {OutcomePending.code, ServiceUnavailable.code}
 
 
+def test_every_reason_why_the_model_is_unavailable_has_an_action() -> None:
+    rows = {name: action for name, *_, action in table_called(RUNBOOK, "alarm")}
+    reasons = set(re.findall(r'ModelUnavailable\(reason="(\w+)"\)', SOURCE))
+
+    assert len(reasons) > 3
+    assert reasons <= set(re.findall(r"\w+", rows["ModelUnavailableAlarm"]))
+
+
+def test_a_new_shell_gets_what_the_runbooks_commands_need() -> None:
+    first = RUNBOOK.fences[0].text
+
+    assert set(re.findall(r"export (\w+)=", first)) == {
+        "AWS_DEFAULT_REGION",
+        "CREDITS_TABLE",
+        "ORG_SECRET_PREFIX",
+    }
+
+
 def test_every_log_group_is_named_and_every_log_command_reads_one() -> None:
     groups = {
         each["Properties"]["LogGroupName"]["Fn::Sub"].replace("${AWS::StackName}", STACK)
@@ -309,14 +332,12 @@ def test_an_alarm_made_by_hand_in_another_region_is_that_of_the_template() -> No
 
 
 def test_the_log_messages_and_metrics_that_it_names_are_the_codes() -> None:
-    files = [*(PROJECT_ROOT / "lib").rglob("*.py"), *(PROJECT_ROOT / "handlers").rglob("*.py")]
-    code = "".join(file.read_text(encoding="utf-8") for file in files)
     messages = set(re.findall(r"`([a-z]+ [a-z ]+)`, `", RUNBOOK.text))
     metrics = set(re.findall(r"metric `(\w+)`", RUNBOOK.text))
 
     assert messages
     assert metrics
-    assert [each for each in messages | metrics if f'"{each}"' not in code] == []
+    assert [each for each in messages | metrics if f'"{each}"' not in SOURCE] == []
 
 
 def test_the_times_of_a_reservation_are_the_codes() -> None:
