@@ -19,6 +19,7 @@ from lib.deadline import (
     LEASE_S,
     RESPONSE_TAKES_S,
 )
+from lib.http.openapi import openapi
 from lib.settings import Settings
 from tests.cloudformation import (
     CERTIFICATE,
@@ -179,7 +180,13 @@ def test_browsers_anywhere_may_call_and_read_the_headers_of_the_contract() -> No
 def test_the_routes_without_a_key_have_throttles_of_their_own(in_s3: Variant) -> None:
     """A stranger uses up these, and not the limit of the customers."""
     (properties,) = properties_of(in_s3, "AWS::Serverless::HttpApi").values()
-    open_routes = {"GET /", "GET /openapi.json", "GET /llms.txt", "GET /healthz", "$default"}
+    without_key = {
+        f"{method.upper()} {path}"
+        for path, operations in openapi("https://here")["paths"].items()
+        for method, operation in operations.items()
+        if operation.get("security") == []
+    }
+    open_routes = without_key | {"$default"}
     throttles = TEMPLATE.throttles()
 
     assert set(properties["RouteSettings"]) == open_routes
