@@ -22,7 +22,8 @@ def handler(_event: Mapping[str, Any], context: "LambdaContext") -> dict[str, in
     """The Lambda entry point; returns the number of organisations and of findings.
 
     Raises:
-        LedgerUnreachable: the organisations can't be listed; the function's error alarm rings.
+        LedgerUnreachable: the organisations can't be listed. The run has not ended, so that
+            ``AuditSilentAlarm`` rings after a day.
     """
     time_left_s = context.get_remaining_time_in_millis() / 1000
     deadline = Deadline(time_left_s - AUDIT_ENDS_BEFORE_S)

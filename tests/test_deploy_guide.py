@@ -14,6 +14,7 @@ from botocore import xform_name
 from botocore.model import OperationModel, Shape, StringShape
 
 from infra.cli import main as operator_command
+from infra.cli.deployment import WRITERS
 from infra.docs.markdown import Markdown
 from infra.local.aws import EmbeddedAws
 from infra.template import PROJECT_ROOT, TEMPLATE_PATH, Template, parse
@@ -32,6 +33,11 @@ RESOURCES: Mapping[str, Any] = TEMPLATE["Resources"]
 PARAMETERS: Mapping[str, Any] = TEMPLATE["Parameters"]
 OUTPUTS: Mapping[str, Any] = TEMPLATE["Outputs"]
 TABLE: Mapping[str, Any] = RESOURCES["CreditsTable"]["Properties"]
+SOURCE = "".join(
+    file.read_text(encoding="utf-8")
+    for folder in ("lib", "handlers")
+    for file in (PROJECT_ROOT / folder).rglob("*.py")
+)
 OPERATOR = ".venv/bin/gemini-generate"
 STACK = "gemini-generate"
 SHELL = {"cat", "date", "curl", "export", "git", "make", "output", "physical", "rm", "umask"}
@@ -271,6 +277,24 @@ def test_every_fault_that_an_alarm_counts_has_an_action() -> None:
     assert {code for code, *_ in rows} == codes | {OutcomePending.code, ServiceUnavailable.code}
 
 
+def test_every_reason_why_the_model_is_unavailable_has_an_action() -> None:
+    rows = {name: action for name, *_, action in table_called(RUNBOOK, "alarm")}
+    reasons = set(re.findall(r'ModelUnavailable\(reason="(\w+)"\)', SOURCE))
+
+    assert len(reasons) > 3
+    assert reasons <= set(re.findall(r"\w+", rows["ModelUnavailableAlarm"]))
+
+
+def test_a_new_shell_gets_what_the_runbooks_commands_need() -> None:
+    first = RUNBOOK.fences[0].text
+
+    assert set(re.findall(r"export (\w+)=", first)) == {
+        "AWS_DEFAULT_REGION",
+        "CREDITS_TABLE",
+        "ORG_SECRET_PREFIX",
+    }
+
+
 def test_every_log_group_is_named_and_every_log_command_reads_one() -> None:
     groups = {
         each["Properties"]["LogGroupName"]["Fn::Sub"].replace("${AWS::StackName}", STACK)
@@ -282,6 +306,17 @@ def test_every_log_group_is_named_and_every_log_command_reads_one() -> None:
     assert {group for group, _ in table_called(RUNBOOK, "log group")} == groups
     assert {each.words[3] for each in tails} <= groups
     assert len(tails) > 3
+
+
+def test_what_a_leaked_key_did_is_looked_up_in_the_log_of_every_function_that_takes_keys() -> None:
+    (query,) = (each for each in commands_of("aws", "logs", "start-query") if "KEY_ID" in str(each))
+    take_keys = {each.name for each in Template.from_file().functions() if each.routes}
+    logs = {RESOURCES[name]["Properties"]["LoggingConfig"]["LogGroup"]["Ref"] for name in take_keys}
+    names = {RESOURCES[log]["Properties"]["LogGroupName"]["Fn::Sub"] for log in logs}
+
+    assert {word for word in query.words if word.startswith("/")} == {
+        name.replace("${AWS::StackName}", STACK) for name in names
+    }
 
 
 def test_an_alarm_made_by_hand_in_another_region_is_that_of_the_template() -> None:
@@ -297,14 +332,12 @@ def test_an_alarm_made_by_hand_in_another_region_is_that_of_the_template() -> No
 
 
 def test_the_log_messages_and_metrics_that_it_names_are_the_codes() -> None:
-    files = [*(PROJECT_ROOT / "lib").rglob("*.py"), *(PROJECT_ROOT / "handlers").rglob("*.py")]
-    code = "".join(file.read_text(encoding="utf-8") for file in files)
     messages = set(re.findall(r"`([a-z]+ [a-z ]+)`, `", RUNBOOK.text))
     metrics = set(re.findall(r"metric `(\w+)`", RUNBOOK.text))
 
     assert messages
     assert metrics
-    assert [each for each in messages | metrics if f'"{each}"' not in code] == []
+    assert [each for each in messages | metrics if f'"{each}"' not in SOURCE] == []
 
 
 def test_the_times_of_a_reservation_are_the_codes() -> None:
@@ -331,6 +364,30 @@ def test_the_times_of_a_reservation_are_the_codes() -> None:
         f"dead within {CACHE_S:.0f} seconds",
     ):
         assert phrase in RUNBOOK.words, phrase
+
+
+def test_a_restore_stops_every_function_that_may_write_to_the_table() -> None:
+    reads = {"dynamodb:GetItem", "dynamodb:Query"}
+    called: dict[str, set[str]] = {
+        operation: set(
+            re.findall(rf'{operation}-function-concurrency .*"\$\(physical (\w+)', RUNBOOK.text)
+        )
+        for operation in ("put", "delete")
+    }
+    writers = {
+        name
+        for name, each in RESOURCES.items()
+        if each["Type"] == "AWS::Serverless::Function"
+        and actions_of(each["Properties"]["Role"]) - reads
+    }
+
+    assert set(WRITERS) == called["put"] == called["delete"] == writers
+
+
+def actions_of(role: Mapping[str, Any]) -> set[str]:
+    """What the role may do with DynamoDB."""
+    policies = RESOURCES[role["Fn::GetAtt"][0]]["Properties"]["Policies"]
+    return set(re.findall(r"dynamodb:\w+", str(policies)))
 
 
 def test_a_restored_table_gets_the_settings_of_the_template() -> None:

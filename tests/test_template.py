@@ -19,6 +19,7 @@ from lib.deadline import (
     LEASE_S,
     RESPONSE_TAKES_S,
 )
+from lib.http.openapi import openapi
 from lib.settings import Settings
 from tests.cloudformation import (
     CERTIFICATE,
@@ -179,7 +180,13 @@ def test_browsers_anywhere_may_call_and_read_the_headers_of_the_contract() -> No
 def test_the_routes_without_a_key_have_throttles_of_their_own(in_s3: Variant) -> None:
     """A stranger uses up these, and not the limit of the customers."""
     (properties,) = properties_of(in_s3, "AWS::Serverless::HttpApi").values()
-    open_routes = {"GET /", "GET /openapi.json", "GET /llms.txt", "GET /healthz", "$default"}
+    without_key = {
+        f"{method.upper()} {path}"
+        for path, operations in openapi("https://here")["paths"].items()
+        for method, operation in operations.items()
+        if operation.get("security") == []
+    }
+    open_routes = without_key | {"$default"}
     throttles = TEMPLATE.throttles()
 
     assert set(properties["RouteSettings"]) == open_routes
@@ -467,14 +474,16 @@ def test_jobs_leave_room_for_requests_and_the_reconciler_in_a_new_account(in_s3:
 
 
 def test_names_that_all_regions_of_an_account_share_contain_the_region(in_s3: Variant) -> None:
-    names = [
-        only(in_s3, "AWS::CloudFront::OriginAccessControl")["OriginAccessControlConfig"]["Name"],
-        only(in_s3, "AWS::CloudFront::ResponseHeadersPolicy")["ResponseHeadersPolicyConfig"][
-            "Name"
-        ],
-        only(in_s3, "AWS::CloudWatch::Dashboard")["DashboardName"],
+    of_cloudfront = [
+        configuration["Name"]
+        for each in in_s3.resources().values()
+        if each["Type"].startswith("AWS::CloudFront::")
+        for configuration in each["Properties"].values()
+        if "Name" in configuration
     ]
+    names = [*of_cloudfront, only(in_s3, "AWS::CloudWatch::Dashboard")["DashboardName"]]
 
+    assert len(of_cloudfront) == 3
     assert all(STACK in name and REGION in name for name in names)
     # IAM chooses the roles' names.
     assert not [

@@ -17,7 +17,7 @@ __all__ = ["ALIAS", "WRITERS", "Deployment", "FunctionVersions", "LogLine", "cli
 CONNECT_S = 2
 READ_S = 5
 ALIAS = "live"
-WRITERS = ("GenerateFunction", "WorkerFunction", "ReconcileFunction")
+WRITERS = ("GenerateFunction", "DeleteFunction", "WorkerFunction", "ReconcileFunction")
 """The functions that write to the table."""
 # What a version of a function keeps, and a deployment changes.
 _SETTINGS = ("CodeSha256", "Environment", "Architectures", "MemorySize", "Timeout")
