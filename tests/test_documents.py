@@ -82,7 +82,7 @@ def test_a_paid_request_runs_the_reading_list_in_order() -> None:
     assert [each for each in ran if each in READING_LIST] == READING_LIST
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_trace_and_the_replay_of_a_schedule_run_as_written() -> None:
     commands = shell_commands([DOCUMENTS["infra/docs/ARCHITECTURE.md"]])
     trace, replay = (

@@ -529,7 +529,7 @@ def test_a_statement_that_does_not_add_up_is_refused(books: Books) -> None:
         books.statement()
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.real)])
 def test_the_command_makes_a_month_that_is_checked_offline(
     count: int,
     books: Books,
@@ -664,7 +664,7 @@ def test_one_byte_changed_anywhere_is_found(november: Statement) -> None:
                 opened(contents["receipt"][:-2] + bytes([character]), KEY_SET)
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_memory_of_a_statement_does_not_grow_with_its_rows() -> None:
     """Ten times the rows take the same memory, but for a line of each day and key."""
 
