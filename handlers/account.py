@@ -147,7 +147,7 @@ def _unrouted(event: Event, request: str) -> Response:
     open_route = _OPEN.get(f"GET {path}")
     if method == "HEAD" and open_route is not None:
         return open_route(event, request) | {"body": "", "isBase64Encoded": False}
-    # A mistyped request for an image hears that it cost nothing.
+    # A mistyped request for an image is told that it cost nothing.
     failure, headers = failure_of(event), {"X-Credits-Charged": "0"}
     allowed = {verb for verb, pattern in _PATHS if pattern.fullmatch(path)}
     if not allowed:

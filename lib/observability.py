@@ -92,7 +92,7 @@ class Observation:
         self._count_attempts(requests=1, request_faults=int(is_fault))
 
     def count_job(self, failure: ServiceError | None = None) -> None:
-        """Counts a delivery of a job that was worked on, and whether it failed by a fault."""
+        """Counts a delivery of a job, or an acceptance that failed, and whether by a fault."""
         is_fault = failure is not None and failure.is_fault
         self._count_attempts(jobs=1, job_faults=int(is_fault))
 

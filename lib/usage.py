@@ -29,7 +29,8 @@ class KeyUsage:
 def by_key(usage: Iterable[Usage], records: Sequence[KeyRecord], now: datetime) -> list[KeyUsage]:
     """One entry for every live key and for every meter that counted, most credits first.
 
-    A live key comes before those that ended. A meter whose records are gone has its own id.
+    Of the keys of a meter a live one gives the entry its id and name, or else the newest. A meter
+    whose records are gone has its own id.
     """
     newest: dict[str, KeyRecord] = {}
     for record in sorted(records, key=lambda each: (each.is_live(now), each.created_at)):

@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any
 
 from infra.template import PROJECT_ROOT
+from lib.deadline import FUNCTION_TIMEOUT_S
 
 __all__ = ["Trace", "main", "trace_a_paid_request"]
 
 TRACED = ("handlers", "lib")
-TIMEOUT_S = 29
 OK = 200
 
 
@@ -90,7 +90,7 @@ def _request(api_key: str) -> None:
         "body": json.dumps({"prompt": "A fox asleep in the snow", "aspectRatio": "16:9"}),
         "isBase64Encoded": False,
     }
-    context: Any = LambdaContext("GenerateFunction", "1024", TIMEOUT_S)
+    context: Any = LambdaContext("GenerateFunction", "1024", FUNCTION_TIMEOUT_S)
     response = handler(event, context)
     if response["statusCode"] != OK:
         raise RuntimeError(f"the request was answered with {response['statusCode']}")

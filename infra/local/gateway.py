@@ -21,11 +21,12 @@ from urllib.parse import parse_qsl, unquote
 from infra.local.functions import ACCOUNT_ID, FunctionCrashed, FunctionTimedOut, LocalFunction
 from infra.local.http_server import Request, Response, json_response
 from infra.template import DEFAULT_ROUTE, Cors, Route, Throttle
+from lib.deadline import GATEWAY_TIMEOUT_S
 from lib.limits import TokenBuckets
 
 __all__ = ["GIVE_UP_S", "IMAGES_PATH", "Gateway", "ImageSource"]
 
-GIVE_UP_S = 30.0
+GIVE_UP_S = float(GATEWAY_TIMEOUT_S)
 IMAGES_PATH = "/images/"
 _LOGGED_PATH_CHARACTERS = 200
 _TEXT_TYPES = ("text/", "application/json", "application/javascript", "application/xml")

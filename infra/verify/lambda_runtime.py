@@ -69,7 +69,7 @@ class LambdaRuntime(Runs):
             try:
                 self._start()
             except NotReadyError:
-                # Somebody may have taken a port since it was found free.
+                # Another process may have taken a port since it was found free.
                 self._stop()
                 if attempt == _STARTS:
                     self._directory.cleanup()

@@ -402,8 +402,8 @@ _RECEIPTS = Section(
             "without this service. It is a JWS in compact form (RFC 7515), signed with ES256. "
             "Its header has `alg` `ES256`, `typ` `receipt+jws`, and in `kid` the key of "
             "`/.well-known/jwks.json` that signed it; accept no other algorithm. Keys that "
-            "signed earlier stay there. A receipt that is requested again has another signature "
-            "and the same payload: a JSON object with exactly these claims."
+            "signed earlier stay there while receipts are on. A receipt that is requested again "
+            "has another signature and the same payload: a JSON object with exactly these claims."
         ),
         Table(("claim", "meaning"), tuple((f"`{name}`", text) for name, text in CLAIMS.items())),
         "The command checks one with no network and no account:",

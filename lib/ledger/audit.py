@@ -136,7 +136,7 @@ class Books:
     _forget_at_ms: int = 0
 
     def add(self, row: Seen) -> None:
-        """Counts a generation; the later ones come later."""
+        """Counts a generation. Call it in the order of their creation."""
         self.counts[row.status] += 1
         self.credits[row.status] += row.credits
         _count(self.counters, row)

@@ -31,7 +31,7 @@ def read_png(data: bytes) -> PictureFile:
     pixel data nor that there is an IEND.
 
     Raises:
-        UnusablePicture: ``structure`` or ``damaged``; ``colour`` for a profile over the bound.
+        UnusablePicture: ``structure`` or ``damaged``.
     """
     chunks, pixels = _chunks(data)
     header = chunks.get(b"IHDR", b"")
