@@ -255,7 +255,7 @@ def test_the_programs_of_the_guides_run_as_written(stack: LocalStack, tmp_path: 
             picture_at(ran.stdout.strip())
     with Image.open(tmp_path / "fox.png", formats=["PNG"]) as picture:
         assert picture.width / picture.height == pytest.approx(1.5, rel=0.02)
-    assert customer.balance() == 85
+    assert customer.balance() == 90
 
 
 def _picture(session: Session, stack: LocalStack, form: str) -> str:

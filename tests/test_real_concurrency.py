@@ -198,10 +198,12 @@ class GenerateFunction:
         ledger = Ledger(Table(dynamodb or world.engine.dynamodb, world.table), clock)
         images = Images(lambda: world.engine.s3, world.engine.bucket, BASE_URL)
         queue: Any = world.mailbox
-        sends = JobQueue(queue, "https://queue.example")
-        self._dependencies = Dependencies(
-            Settings(world.table, world.engine.bucket, BASE_URL, "orgs/", "gemini")
+        settings = Settings(
+            *(world.table, world.engine.bucket, BASE_URL, "orgs/", "gemini"),
+            jobs_queue_url="https://queue.example",
         )
+        sends = JobQueue(queue, "https://queue.example")
+        self._dependencies = Dependencies(settings)
         self._dependencies.key_verifier = KeyVerifier(secrets, "orgs/")
         generations = Generations(ledger, self.model, images, clock=clock)
         self._dependencies.generations = generations

@@ -325,7 +325,10 @@ def _service(world: "World", process: Sandbox) -> Dependencies:
         def verify(self, _authorization: str | None) -> VerifiedKey:
             return VerifiedKey(world.organisation, "key_1", METER, world.budget)
 
-    service = Dependencies(Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key"))
+    queue_url = "https://queue.example"
+    service = Dependencies(
+        Settings("table", "bucket", BASE_URL, "orgs/", "gemini-key", jobs_queue_url=queue_url)
+    )
     service.__dict__ |= {
         "key_verifier": Verified(),
         "generations": process.generations,
