@@ -922,7 +922,7 @@ MUTANTS = (
     in_handler(
         "alarms: count a job that the queue refused among the requests",
         ALARMS + "test_few_faults_among_many_images_do_not_page",
-        "count = observation.count_job if is_job else observation.count_request",
+        "count = observation.count_job if _is_job(service, event) else observation.count_request",
         "count = observation.count_request",
     ),
     in_handler(
