@@ -26,7 +26,7 @@ Act = Callable[[Dependencies, str, Event, Deadline], Response]
 def answer(service: Dependencies, event: Event, context: "LambdaContext", act: Act) -> Response:
     """The response of a route that spends nothing. ``act`` runs once the organisation is admitted.
 
-    A ledger, a store or a signer that cannot be reached is an ``RequestFailed``.
+    A ledger, a store or a signer that cannot be reached is a ``RequestFailed``.
     """
     deadline = Deadline(context.get_remaining_time_in_millis() / 1000 - RESPONSE_TAKES_S)
     request, failure = request_id(event), failure_of(event)
